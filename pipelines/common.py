@@ -1,0 +1,78 @@
+"""What every stage's command line shares: arguments, the Ray session, one line per finished stage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray_app.artifacts import Run, StageSpec, execute
+from ray_app.config import Config, load
+from ray_app.errors import cli
+
+MakeSpec = Callable[[Config, Run], StageSpec]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--config", default="configs/local.yaml", help="YAML file (%(default)s)")
+    arguments.add_argument("--run", help="run folder or URI (default: <runs>/<name> of the config)")
+    arguments.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one config value"
+    )
+    arguments.add_argument("--force", action="store_true", help="run again even if up to date")
+    return arguments
+
+
+def open_run(options: argparse.Namespace) -> tuple[Config, Run]:
+    """The checked config and its run folder (an absolute path where local: workers have another cwd)."""
+    config = load(options.config, options.set)
+    uri = options.run or f"{config.runs}/{config.name}"
+    return config, Run(uri if "://" in uri else Path(uri).expanduser().absolute())
+
+
+def start_ray(config: Config) -> None:
+    """Join the cluster of the job, or start a private local one when run by hand."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ:
+        ray.init(log_to_driver=True)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus,
+            object_store_memory=config.ray.object_store_mb * 2**20,
+            include_dashboard=False,
+        )
+
+
+def report_line(manifest: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+        for key, value in manifest["counts"].items()
+        if isinstance(value, int | float | str)
+    )
+    if manifest.get("skipped"):
+        return f"{manifest['stage']:<9} up to date ({counts})"
+    return (
+        f"{manifest['stage']:<9} {manifest['seconds']:7.1f} s  CPU {manifest['cpu_seconds']:7.1f} s  "
+        f"peak {manifest['peak_memory_mb']:6.0f} MB  {counts}"
+    )
+
+
+def stage_main(make_spec: MakeSpec, description: str) -> None:
+    """Entry point of a single stage: `python -m pipelines.<stage>`."""
+
+    def main() -> None:
+        options = parser(description).parse_args()
+        config, run = open_run(options)
+        start_ray(config)
+        print(report_line(execute(run, make_spec(config, run), force=options.force)), flush=True)
+
+    cli(main)
+    sys.stdout.flush()

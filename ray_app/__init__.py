@@ -1,0 +1,3 @@
+"""Rationale: recommendations that reason, end to end on Ray."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,265 @@
+"""What crosses a border between the parts, as typed records with their Arrow schemas.
+
+Ids of users and items are strings here and at every border a person can see; inside the pipeline
+they are int32 codes (the row numbers of `users.parquet` and `items.parquet`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interaction(Record):
+    """One event of a user with an item."""
+
+    user_id: str
+    item_id: str
+    timestamp: int
+    """Epoch seconds."""
+    rating: float | None = None
+    label: int
+    """1: liked."""
+
+
+class Item(Record):
+    item_id: str
+    title: str
+    features: list[str] = Field(default_factory=list)
+    keywords: list[str] = Field(default_factory=list)
+    year: int | None = None
+    description: str = ""
+
+
+class User(Record):
+    user_id: str
+    profile: dict[str, str] = Field(default_factory=dict)
+
+
+class Neighbour(Record):
+    """A similar user or item."""
+
+    id: str
+    score: float
+    common: int
+    """Users (for items) or items (for users) in common."""
+
+
+class Evidence(Record):
+    """One fact an answer may lean on. Its id (`e1`, `e2`, ...) is how reasons cite it."""
+
+    id: str
+    kind: Literal["history", "neighbour", "crowd"]
+    """history: an item the user rated; neighbour: an item similar users rated; crowd: everyone's
+    earlier opinion of the target itself."""
+    item_id: str
+    title: str
+    features: list[str]
+    shared: list[str]
+    """Features it shares with the target."""
+    rating: float | None
+    """history: the user's rating (null where only labels are known); neighbour: similar users' average
+    rating, or their share of likes; crowd: share of positive ratings, 0 to 1."""
+    support: int
+    """How many ratings stand behind it."""
+    sign: Literal[-1, 1]
+    """+1 speaks for Yes, -1 for No."""
+    weight: float
+    """Relative strength, >= 0: collaborative similarity to the target, or evidence of the average."""
+
+
+class Context(Record):
+    """Everything a prompt is made from: one user, one target, the evidence as of `timestamp`."""
+
+    user_id: str
+    timestamp: int
+    history_count: int
+    like_rate: float
+    """Smoothed share of the user's earlier ratings that are positive."""
+    target: Item
+    evidence: list[Evidence]
+    candidates: list[Item] = Field(default_factory=list)
+
+    def cited(self, evidence_id: str) -> Evidence | None:
+        return next((entry for entry in self.evidence if entry.id == evidence_id), None)
+
+
+class Step(Record):
+    """One step of a trace: free text that cites evidence by id, such as `[e3]`."""
+
+    text: str
+    citations: list[str]
+
+
+class Trace(Record):
+    """A teacher's reasoning about one row, with its provenance."""
+
+    row_id: int
+    path: int
+    steps: list[Step]
+    verdict: bool
+    """What the reasoning concludes."""
+    label: bool
+    """What happened."""
+    mode: Literal["blind", "reflected", "hinted"]
+    rounds: int
+    """Reflection rounds before it was accepted or given up."""
+    template: str
+    engine: str
+    model: str
+    tokens: int
+    scores: dict[str, float] = Field(default_factory=dict)
+    accepted: bool
+    reason: str = ""
+    """Why it was rejected."""
+
+
+class Example(Record):
+    """One training example: a prompt, its target text and its place in the loss."""
+
+    row_id: int
+    kind: Literal["rec", "reason"]
+    user: int
+    """User code; the soft vectors are looked up by row_id."""
+    context: Context
+    trace: Trace | None
+    label: int
+
+
+class Verdict(Record):
+    """The student's decision about one (user, item)."""
+
+    p_yes: float
+    """Calibrated."""
+    logit: float
+    """Raw logit(Yes) - logit(No)."""
+    expert: str
+    """Adapter that decided: an expert's name, `blend` or `global`."""
+    gate: dict[str, float] = Field(default_factory=dict)
+    reasoning: list[Step] = Field(default_factory=list)
+
+    @property
+    def confidence(self) -> float:
+        return max(self.p_yes, 1 - self.p_yes)
+
+
+class Reflection(Record):
+    """How a decision was doubted."""
+
+    triggers: list[str]
+    """low_confidence, conflict, high_stakes, inconsistent."""
+    questions: dict[str, str]
+    """Each reflection question with what was found."""
+    before: float
+    """p_yes before."""
+    after: float
+    """p_yes after."""
+    rounds: int
+
+
+class Explanation(Record):
+    """Reasons as a person reads them; every sentence lists the evidence ids it leans on."""
+
+    text: str
+    detail: Literal["brief", "standard", "detailed"]
+    sentences: list[Step]
+    coherent: bool
+    """The reasons agree with the decision."""
+    rewritten: int = 0
+    """Sentences that failed the check and were written anew from the evidence."""
+
+
+class RecommendedItem(Record):
+    item: Item
+    score: float
+    """Calibrated P(yes)."""
+    confidence: float
+    verdict: Verdict
+    reflection: Reflection | None
+    explanation: Explanation
+    evidence: list[Evidence]
+
+
+class Recommendation(Record):
+    """The answer to one request."""
+
+    user_id: str
+    items: list[RecommendedItem]
+    degraded: bool = False
+    degraded_reason: str = ""
+    versions: dict[str, str]
+    timings_ms: dict[str, float]
+    """Milliseconds spent in each agent."""
+
+
+_ITEM = pa.struct(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("features", pa.list_(pa.string())),
+        ("keywords", pa.list_(pa.string())),
+        ("year", pa.int32()),
+        ("description", pa.string()),
+    ]
+)
+
+ITEMS = pa.schema([("item", pa.int32()), *[(f.name, f.type) for f in _ITEM]])
+"""`prepare/items.parquet`: row number = item code."""
+
+USERS = pa.schema([("user", pa.int32()), ("user_id", pa.string()), ("profile", pa.string())])
+"""`prepare/users.parquet`: row number = user code; profile is a JSON object."""
+
+INTERACTIONS = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("user", pa.int32()),
+        ("item", pa.int32()),
+        ("timestamp", pa.int64()),
+        ("rating", pa.float32()),
+        ("label", pa.int8()),
+        ("split", pa.string()),
+    ]
+)
+"""`prepare/interactions.parquet`: sorted by (timestamp, user, item); row_id = row number."""
+
+REJECTS = pa.schema([("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+"""`prepare/rejects/*.parquet`: rows that were not taken, as they were, with the reason."""
+
+TRACES = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("path", pa.int32()),
+        ("accepted", pa.bool_()),
+        ("mode", pa.string()),
+        ("rounds", pa.int32()),
+        ("template", pa.string()),
+        ("tokens", pa.int32()),
+        ("reason", pa.string()),
+        ("trace", pa.string()),
+        ("context", pa.string()),
+    ]
+)
+"""`reason/shards/*.parquet`: one trace a row; `trace` and `context` are JSON records."""
+
+EXAMPLES = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("kind", pa.string()),
+        ("user", pa.int32()),
+        ("label", pa.int8()),
+        ("context", pa.string()),
+        ("trace", pa.string()),
+    ]
+)
+"""`mix/examples.parquet`: `context` and `trace` are JSON records; trace is null for kind `rec`."""
+
+
+def item_record(row: dict[str, Any]) -> Item:
+    """An Item from a row of `items.parquet`."""
+    return Item(**{name: row[name] for name in Item.model_fields})
