@@ -48,11 +48,25 @@ class DataConfig(Section):
     """Renames for `files`: our column name -> the file's column name."""
     positive_rating: float = 4.0
     """label = rating >= this."""
+    rating_range: tuple[float, float] = (0.0, 5.0)
+    """Lowest and highest rating there can be; a row outside is rejected."""
     max_reject_rate: float = Field(0.01, ge=0, le=1)
     """More rejected rows than this share stops the run."""
     cache: str = "~/.cache/rationale"
     """Folder for what is downloaded once."""
     split: SplitConfig = SplitConfig()
+    allow_empty_test: bool = False
+    """Accept a `split` column without test rows; evaluation then uses the valid rows instead."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> DataConfig:
+        low, high = self.rating_range
+        if not low < self.positive_rating <= high:
+            raise ValueError(
+                f"positive_rating {self.positive_rating:g} is not inside rating_range "
+                f"{low:g} to {high:g}: change one of them"
+            )
+        return self
 
 
 class SwingConfig(Section):
@@ -107,6 +121,9 @@ class PromptConfig(Section):
     title_chars: int = Field(48, ge=8)
     features: int = Field(4, ge=0)
     """Features (genres) shown per item, at most."""
+    explain_titles: bool = False
+    """Show titles in the student's explain prompt. A tiny model is more truthful without; a pretrained
+    one reads them."""
 
 
 class EngineConfig(Section):

@@ -7,7 +7,8 @@
     ├── ArtifactError      a run folder: missing, incomplete or changed underneath
     ├── PromptTooLongError a prompt that does not fit the model
     ├── EngineError        a text engine that cannot start or has died
-    └── OverloadedError    the service cannot take more work just now
+    ├── OverloadedError    the service cannot take more work just now
+    └── LaunchError        the local cluster, its job or the service did not come up
 
 Messages are one line: what is wrong, the value got, what to do. `cli` turns them into
 "error: ..." and exit code 2; the ingress turns them into problem+json.
@@ -49,6 +50,10 @@ class EngineError(RationaleError):
 
 class OverloadedError(RationaleError):
     """The service is at its limit; the request may be sent again later."""
+
+
+class LaunchError(RationaleError):
+    """The local cluster, the pipeline's job or the service did not come up."""
 
 
 def cli(main: Callable[[], None]) -> None:

@@ -55,17 +55,17 @@ class Evidence(Record):
     """One fact an answer may lean on. Its id (`e1`, `e2`, ...) is how reasons cite it."""
 
     id: str
-    kind: Literal["history", "neighbour", "crowd"]
-    """history: an item the user rated; neighbour: an item similar users rated; crowd: everyone's
-    earlier opinion of the target itself."""
+    kind: Literal["history", "neighbour", "peers", "crowd"]
+    """history: an item the user rated; neighbour: an item that similar users rated; peers: similar
+    users' ratings of the target itself; crowd: everyone's earlier ratings of the target."""
     item_id: str
     title: str
     features: list[str]
     shared: list[str]
     """Features it shares with the target."""
     rating: float | None
-    """history: the user's rating (null where only labels are known); neighbour: similar users' average
-    rating, or their share of likes; crowd: share of positive ratings, 0 to 1."""
+    """history: the user's rating (null where only labels are known); neighbour, peers: similar users'
+    average rating (null where only labels are known); crowd: share of positive ratings, 0 to 1."""
     support: int
     """How many ratings stand behind it."""
     sign: Literal[-1, 1]
@@ -75,7 +75,12 @@ class Evidence(Record):
 
 
 class Context(Record):
-    """Everything a prompt is made from: one user, one target, the evidence as of `timestamp`."""
+    """Everything a prompt is made from: one user, one target, as known just before `timestamp`.
+
+    `profile` (ids h1, h2, ...) is the same for every target of the user, so it makes the shared prefix
+    of the prompts that decide; `evidence` (ids e1, e2, ...) is chosen for the target, and only it is
+    cited by reasons.
+    """
 
     user_id: str
     timestamp: int
@@ -83,6 +88,7 @@ class Context(Record):
     like_rate: float
     """Smoothed share of the user's earlier ratings that are positive."""
     target: Item
+    profile: list[Evidence]
     evidence: list[Evidence]
     candidates: list[Item] = Field(default_factory=list)
 
@@ -228,7 +234,9 @@ INTERACTIONS = pa.schema(
 )
 """`prepare/interactions.parquet`: sorted by (timestamp, user, item); row_id = row number."""
 
-REJECTS = pa.schema([("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+REJECTS = pa.schema(
+    [("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())]
+)
 """`prepare/rejects/*.parquet`: rows that were not taken, as they were, with the reason."""
 
 TRACES = pa.schema(

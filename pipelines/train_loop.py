@@ -1,0 +1,297 @@
+"""What one Ray Train worker does: the phases in order, each on a DeepSpeed engine.
+
+Every worker plans the same batches from the same seed and takes each world-size-th one, so the data of a
+step does not depend on where it runs. A finished phase is committed to the stage folder by rank 0 and never
+repeated; inside a phase, DeepSpeed checkpoints go to Ray Train, which hands the last one back after a
+failure. A checkpoint fits the same number of workers only: at another number the phase starts over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from sklearn.metrics import roc_auc_score
+
+from ray_app.config import Config, TrainConfig
+from ray_app.student.batching import Sequence, batches, collate
+from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
+from ray_app.student.phases import BOOTSTRAP, Phase, build, load_tokenizer, phases, save
+
+DONE = "done.json"
+CURVE_POINTS = 8
+"""Validation points per phase."""
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Entry point of a worker. settings: config (as a dict), folder, encode (local folders)."""
+    import deepspeed
+    import ray.train
+
+    config = Config.model_validate(settings["config"])
+    folder, context = Path(settings["folder"]), ray.train.get_context()
+    torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if config.train.use_gpu else "gloo")
+    data = Data(config, folder, Path(settings["encode"]))
+    for phase in phases(config, settings["clusters"]):
+        if (folder / phase.name / DONE).exists():
+            continue
+        run_phase(phase, config, folder, data, context.get_world_rank(), context.get_world_size())
+
+
+class Data:
+    """Tokenized examples and the vectors of their rows."""
+
+    def __init__(self, config: Config, folder: Path, encode: Path):
+        self.tokenizer = load_tokenizer(config, folder)
+        self.vectors = {name: np.load(encode / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES}
+        self.widths = {name: int(value.shape[1]) for name, value in self.vectors.items()}
+        self.examples = read_tokens(folder / "tokens" / "examples")
+        self.valid = [item for item, _ in read_tokens(folder / "tokens" / "valid")]
+        corpus = folder / "tokens" / "corpus"
+        self.corpus = [item for item, _ in read_tokens(corpus)] if corpus.exists() else []
+
+    def of(self, phase: Phase) -> list[Sequence]:
+        if phase.name == BOOTSTRAP:
+            return [*self.corpus, *(item for item, _ in self.examples)]
+        return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
+
+
+def read_tokens(folder: Path) -> list[tuple[Sequence, int]]:
+    """(sequence, cluster) in row order."""
+    frame = pl.read_parquet(folder / "*.parquet").sort("place")
+    found = []
+    for row in frame.iter_rows(named=True):
+        soft = {name: row[f"soft_{name}"] for name in SOFT_NAMES if row[f"soft_{name}"] >= 0}
+        ids = np.array(row["ids"], np.int32)
+        item = Sequence(
+            row["row_id"],
+            row["label"],
+            ids,
+            soft,
+            row["answer"],
+            row["text_start"],
+            row["kind"] == "reason",
+        )
+        found.append((item, row["cluster"]))
+    return found
+
+
+def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int, world: int) -> None:
+    import deepspeed
+    import ray.train
+
+    settings = json.loads(Path(config.train.deepspeed).read_text())
+    student = build(phase, config, folder, data.tokenizer, data.widths)
+    rows = data.of(phase)
+    if phase.name == BOOTSTRAP or (config.student.base and not phase.warm):
+        seen = np.unique([item.row_id for item in rows])
+        student.projector.fit_scaling(
+            {name: torch.from_numpy(np.asarray(data.vectors[name][seen])) for name in SOFT_NAMES}
+        )
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=config.train.weight_decay
+    )
+    engine, *_ = deepspeed.initialize(
+        model=student,
+        model_parameters=parameters,
+        optimizer=optimizer,
+        config=settings,
+        dist_init_required=False,
+    )
+    total = steps_of(rows, phase, config, world, data.tokenizer.pad_token_id)
+    step, curve = restore(engine, phase, world)
+    begin, saved = time.monotonic(), time.monotonic()
+    tokens, recent = 0, []
+    engine.train()
+    for number, batch in stream(rows, phase, config, data, rank, world, total):
+        if number < step:
+            continue
+        batch = to_device(batch, engine.device)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = phase.learning_rate * schedule(number, total, config.train.warmup)
+        out = engine(batch)
+        engine.backward(out["loss"])
+        engine.step()
+        tokens += batch.ids.numel()
+        recent.append([float(out["answer"]), float(out["text"])])
+        step = number + 1
+        point = step == total or step % max(1, total // CURVE_POINTS) == 0
+        if point:
+            logits = score(engine.module, data.valid, data, config.train, engine.device)
+            answer, text = np.mean(recent, axis=0)
+            seconds = time.monotonic() - begin
+            curve.append(
+                {
+                    "step": step,
+                    "of": total,
+                    "seconds": round(seconds, 2),
+                    "tokens_per_second": round(world * tokens / seconds),
+                    "loss_answer": round(float(answer), 5),
+                    "loss_text": round(float(text), 5),
+                    "valid_auc": round(auc(data.valid, logits), 5),
+                }
+            )
+            recent = []
+            engine.train()
+            if rank == 0:
+                report_progress(phase, curve[-1])
+        if time.monotonic() - saved > config.train.checkpoint_every_s and step < total:
+            checkpoint(engine, phase, step, world, curve)
+            saved = time.monotonic()
+    commit(phase, engine, folder, data, config, rank, curve, len(rows))
+    ray.train.report({"phase": phase.name, "valid_auc": curve[-1]["valid_auc"] if curve else None})
+    engine.destroy()
+
+
+def steps_of(rows: list[Sequence], phase: Phase, config: Config, world: int, pad: int) -> int:
+    from ray_app.student.batching import plan
+
+    lengths = np.array([len(item.ids) for item in rows])
+    per_epoch = len(plan(lengths, config.train.batch_tokens, np.random.default_rng(config.seed)))
+    return max(1, round(phase.epochs * per_epoch / world))
+
+
+def stream(
+    rows: list[Sequence], phase: Phase, config: Config, data: Data, rank: int, world: int, total: int
+) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) for this worker: batch number step * world + rank of the endless seeded sequence."""
+    weights = {False: config.train.loss_rec, True: config.train.loss_reason}
+    number, epoch = 0, 0
+    while True:
+        seed = config.seed * 1000 + epoch
+        pad = data.tokenizer.pad_token_id
+        for batch in batches(rows, data.vectors, weights, pad, config.train.batch_tokens, seed):
+            if number // world >= total:
+                return
+            if number % world == rank:
+                yield number // world, batch
+            number += 1
+        epoch += 1
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up, then cosine decay to zero."""
+    first = max(1, int(warmup * total))
+    if step < first:
+        return (step + 1) / first
+    return 0.5 * (1 + np.cos(np.pi * (step - first) / max(1, total - first)))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    moved = {
+        name: {key: tensor.to(device) for key, tensor in value.items()}
+        if isinstance(value, dict)
+        else value.to(device)
+        for name, value in vars(batch).items()
+    }
+    return Batch(**moved)
+
+
+@torch.no_grad()
+def score(
+    student: Student, rows: list[Sequence], data: Data, config: TrainConfig, device: torch.device
+) -> np.ndarray:
+    """float32 [n] answer logits in the order of rows."""
+    student.eval()
+    weights = {False: config.loss_rec, True: config.loss_reason}
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
+    logits = np.zeros(len(rows), np.float32)
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        batch = collate([rows[at] for at in part], data.vectors, weights, data.tokenizer.pad_token_id)
+        batch = to_device(batch, device)
+        logits[part] = student.answer_logits(student.hidden(batch), batch).cpu().numpy()
+    return logits
+
+
+def auc(rows: list[Sequence], logits: np.ndarray) -> float:
+    labels = np.array([item.label for item in rows])
+    return float(roc_auc_score(labels, logits)) if 0 < labels.mean() < 1 else float("nan")
+
+
+def checkpoint(engine: Any, phase: Phase, step: int, world: int, curve: list[dict[str, Any]]) -> None:
+    """Save the engine on every rank and hand the checkpoint to Ray Train (which waits for all ranks)."""
+    import ray.train
+
+    with tempfile.TemporaryDirectory() as local:
+        state = {"phase": phase.name, "step": step, "world": world, "curve": curve}
+        engine.save_checkpoint(local, tag="state", client_state=state, exclude_frozen_parameters=True)
+        Path(local, "phase.json").write_text(json.dumps(state))
+        ray.train.report(
+            {"phase": phase.name, "step": step}, checkpoint=ray.train.Checkpoint.from_directory(local)
+        )
+
+
+def restore(engine: Any, phase: Phase, world: int) -> tuple[int, list[dict[str, Any]]]:
+    """(step, curve) to go on from."""
+    import ray.train
+
+    last = ray.train.get_checkpoint()
+    if last is None:
+        return 0, []
+    with last.as_directory() as local:
+        state = json.loads(Path(local, "phase.json").read_text())
+        if state["phase"] != phase.name or state["world"] != world:
+            return 0, []
+        engine.load_checkpoint(local, tag="state", load_module_strict=False)
+        return state["step"], state["curve"]
+
+
+def commit(
+    phase: Phase,
+    engine: Any,
+    folder: Path,
+    data: Data,
+    config: Config,
+    rank: int,
+    curve: list[dict[str, Any]],
+    rows: int,
+) -> None:
+    """Rank 0 writes the phase's result beside its place, then moves it there whole."""
+    student = engine.module
+    logits = score(student, data.valid, data, config.train, engine.device)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    with gathered(engine, parameters):
+        if rank == 0:
+            scratch = folder / f".{phase.name}.partial"
+            shutil.rmtree(scratch, ignore_errors=True)
+            save(phase, student, scratch)
+            written = scratch / phase.name
+            np.save(written / "valid_logits.npy", logits)
+            facts = {"curve": curve, "rows": rows, "trainable": trainable(student)}
+            (written / DONE).write_text(json.dumps(facts))
+            shutil.rmtree(folder / phase.name, ignore_errors=True)
+            os.replace(written, folder / phase.name)
+            shutil.rmtree(scratch, ignore_errors=True)
+    torch.distributed.barrier()
+
+
+def gathered(engine: Any, parameters: list[torch.nn.Parameter]) -> Any:
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=None)
+
+
+def report_progress(phase: Phase, point: dict[str, Any]) -> None:
+    print(
+        f"train {phase.name}: step {point['step']}/{point['of']}  {point['seconds']:.0f} s  "
+        f"{point['tokens_per_second']:,} tokens/s  loss answer {point['loss_answer']:.3f} "
+        f"text {point['loss_text']:.3f}  valid AUC {point['valid_auc']:.4f}",
+        flush=True,
+    )

@@ -1,0 +1,81 @@
+"""Tables of the service's store, and the engine that opens them on SQLite or PostgreSQL alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+metadata = sa.MetaData()
+_counter = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts up only INTEGER keys
+
+bundle = sa.Table(
+    "bundle",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Text, nullable=False),
+)
+"""One row: the bundle that was loaded last."""
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("profile", sa.JSON, nullable=False),
+)
+
+items = sa.Table(
+    "items",
+    metadata,
+    sa.Column("item_id", sa.Text, primary_key=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("features", sa.JSON, nullable=False),
+    sa.Column("keywords", sa.JSON, nullable=False),
+    sa.Column("year", sa.Integer),
+    sa.Column("description", sa.Text, nullable=False),
+)
+
+interactions = sa.Table(
+    "interactions",
+    metadata,
+    sa.Column("id", _counter, primary_key=True),
+    sa.Column("user_id", sa.ForeignKey("users.user_id"), nullable=False),
+    sa.Column("item_id", sa.ForeignKey("items.item_id"), nullable=False),
+    sa.Column("timestamp", sa.BigInteger, nullable=False),
+    sa.Column("rating", sa.Float),
+    sa.Column("label", sa.SmallInteger, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, unique=True),
+    sa.Index("interactions_by_user", "user_id", "timestamp", "id"),
+)
+"""Timestamps are epoch seconds; `key` is the client's idempotency key."""
+
+
+def open_engine(url: str) -> sa.Engine:
+    """An engine whose commits are durable and whose SQLite transactions are real ones."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def shown(url: str) -> str:
+    """The URL without its password, for messages."""
+    return re.sub(r"//([^:/@]*):.*@", r"//\1:***@", url)
+
+
+def _on_sqlite_connect(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, see _on_sqlite_begin
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_sqlite_begin(connection: sa.Connection) -> None:
+    # A writer takes its lock at once: one that read first could not wait for another's, only fail.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,83 @@
+"""Cards: the short copy of a fact that opens each step of a trace, and the marks it is made of.
+
+    ( [e1] <r5> <+> <=> Action Sci-Fi )      a step that leans on e1
+    ( Yes )                                  the conclusion
+
+A card turns a two-hop look-up ("which rating had e1, and what does it share?") into a copy, which is
+what lets a small model write true sentences; cards are hidden when reasons are shown. Marks are single
+tokens of the bootstrapped tokenizer and plain text to a pretrained one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ray_app.records import Context, Evidence, Step
+
+LIKED, DISLIKED, SHARES = "<+>", "<->", "<=>"
+CITATION = re.compile(r"\[(e\d+)\]")
+CARD = re.compile(r"\( (?P<body>(?:\[e\d+\] [^()]*|Yes|No)) ?\)")
+MAX_EVIDENCE = 16
+MARKS = [
+    LIKED,
+    DISLIKED,
+    SHARES,
+    *(f"<r{n}>" for n in range(1, 6)),
+    *(f"<a{n}>" for n in range(1, 6)),
+    *(f"<p{n}>" for n in range(11)),
+    *(f"<n{n}>" for n in range(6)),
+]
+"""Rating, average, tenths of positive ratings, order of magnitude of a count."""
+
+
+def count_mark(count: int) -> str:
+    """`<n0>` none, `<n1>` 1-3, `<n2>` 4-15, `<n3>` 16-63, `<n4>` 64-255, `<n5>` more."""
+    return f"<n{min(5, math.ceil(math.log(count + 1, 4))) if count > 0 else 0}>"
+
+
+def share_mark(share: float) -> str:
+    """`<p0>` to `<p10>`: a share in tenths."""
+    return f"<p{round(10 * min(max(share, 0.0), 1.0))}>"
+
+
+def facts(entry: Evidence) -> str:
+    """An entry's own facts as marks: rating or average, and the sign."""
+    sign = LIKED if entry.sign > 0 else DISLIKED
+    if entry.kind == "crowd":
+        return f"{share_mark(entry.rating or 0.0)} {count_mark(entry.support)} {sign}"
+    if entry.rating is None:
+        return sign
+    stars = min(5, max(1, round(entry.rating)))
+    if entry.kind == "history":
+        return f"<r{stars}> {sign}"
+    return f"<a{stars}> {count_mark(entry.support)} {sign}"
+
+
+def relation(entry: Evidence) -> str:
+    """What links the entry to the target: `<=> Action Drama`, or nothing."""
+    return f" {SHARES} {' '.join(map(feature_token, entry.shared))}" if entry.shared else ""
+
+
+def evidence_card(entry: Evidence) -> str:
+    return f"( [{entry.id}] {facts(entry)}{relation(entry)} )"
+
+
+def conclusion_card(answer: bool) -> str:
+    return "( Yes )" if answer else "( No )"
+
+
+def step_card(step: Step, context: Context) -> str:
+    """The card of a step: of the first evidence it cites; empty for a step that cites nothing."""
+    entry = context.cited(step.citations[0]) if step.citations else None
+    return evidence_card(entry) if entry else ""
+
+
+def feature_token(feature: str) -> str:
+    """A feature as one word, so that a card can list several: `Science Fiction` -> `Science_Fiction`."""
+    return re.sub(r"[\s()\[\]<>]+", "_", feature.strip())
+
+
+def hide(text: str) -> str:
+    """Text without its cards, as a person reads it."""
+    return re.sub(r"\s+", " ", CARD.sub("", text)).strip()

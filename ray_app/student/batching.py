@@ -1,0 +1,124 @@
+"""Examples as token sequences, and batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ray_app.config import LossWeights
+from ray_app.errors import PromptTooLongError
+from ray_app.student.model import SOFT_NAMES, Batch
+from ray_app.student.tokens import NO, YES, encode
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One tokenized example."""
+
+    row_id: int
+    label: int
+    ids: np.ndarray
+    """int32 [T]: prompt, verdict and, for a reasoning row, the text."""
+    soft: dict[str, int]
+    answer: int
+    """Position whose next token is the verdict."""
+    text_start: int
+    """Position from which next tokens enter the text loss."""
+    reasoned: bool
+
+
+def sequence(
+    tokenizer: Any, row_id: int, label: int, prompt: str, continuation: str, *, reasoned: bool, limit: int
+) -> Sequence:
+    """Tokenize an example.
+
+    prompt ends right before the verdict for a Yes/No row; for a reasoning row it already holds the
+    verdict and ends right before the text. Raises PromptTooLongError above `limit` tokens.
+    """
+    head = encode(tokenizer, prompt)
+    if reasoned:
+        verdict = _last(head.ids, tokenizer)
+        tail = [*tokenizer.encode(continuation, add_special_tokens=False), tokenizer.eos_token_id]
+        answer, text_start = verdict - 1, len(head.ids) - 1
+    else:
+        tail = tokenizer.encode(continuation, add_special_tokens=False)
+        answer = text_start = len(head.ids) - 1
+    ids = [*head.ids, *tail]
+    if len(ids) > limit:
+        raise PromptTooLongError(
+            f"row {row_id} has {len(ids)} tokens, student.max_length is {limit}: raise it, or lower "
+            f"prompt.history"
+        )
+    return Sequence(row_id, label, np.array(ids, np.int32), head.soft, answer, text_start, reasoned)
+
+
+def _last(ids: list[int], tokenizer: Any) -> int:
+    verdicts = {tokenizer.encode(word, add_special_tokens=False)[0] for word in (YES, NO)}
+    return max(at for at, token in enumerate(ids) if token in verdicts)
+
+
+def plan(
+    lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator, max_rows: int = 256
+) -> list[np.ndarray]:
+    """Batches of row numbers: similar lengths together, at most batch_tokens padded tokens each."""
+    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        end = start
+        while end < len(order) and end - start < max_rows:
+            widest = max(lengths[order[start : end + 1]].max(), 1)
+            if end > start and widest * (end - start + 1) > batch_tokens:
+                break
+            end += 1
+        batches.append(order[start:end])
+        start = end
+    return [batches[at] for at in rng.permutation(len(batches))]
+
+
+def collate(
+    sequences: list[Sequence],
+    vectors: Mapping[str, np.ndarray],
+    weights: Mapping[bool, LossWeights],
+    pad: int,
+) -> Batch:
+    """vectors: name -> float32 [n_rows, width], indexed by row_id; weights by `reasoned`."""
+    width = max(len(s.ids) for s in sequences)
+    ids = np.full((len(sequences), width), pad, np.int64)
+    rows, positions, targets = [], [], []
+    for at, s in enumerate(sequences):
+        ids[at, : len(s.ids)] = s.ids
+        span = np.arange(s.text_start, len(s.ids) - 1)
+        rows.append(np.full(len(span), at))
+        positions.append(span)
+        targets.append(s.ids[span + 1])
+    row_ids = np.array([s.row_id for s in sequences])
+    return Batch(
+        ids=torch.from_numpy(ids),
+        vectors={name: torch.from_numpy(np.asarray(vectors[name][row_ids])) for name in SOFT_NAMES},
+        soft={name: torch.tensor([s.soft.get(name, -1) for s in sequences]) for name in SOFT_NAMES},
+        answer=torch.tensor([s.answer for s in sequences]),
+        labels=torch.tensor([s.label for s in sequences]),
+        text_rows=torch.from_numpy(np.concatenate(rows)),
+        text_positions=torch.from_numpy(np.concatenate(positions)),
+        text_targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        answer_weight=torch.tensor([weights[s.reasoned].answer for s in sequences]),
+        text_weight=torch.tensor([weights[s.reasoned].text for s in sequences]),
+    )
+
+
+def batches(
+    sequences: list[Sequence],
+    vectors: Mapping[str, np.ndarray],
+    weights: Mapping[bool, LossWeights],
+    pad: int,
+    batch_tokens: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """One pass over the sequences in seeded random order."""
+    lengths = np.array([len(s.ids) for s in sequences])
+    for rows in plan(lengths, batch_tokens, np.random.default_rng(seed)):
+        yield collate([sequences[at] for at in rows], vectors, weights, pad)

@@ -1,0 +1,167 @@
+"""The launcher against a real Ray head with token authentication: job, service, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipelines import cluster as clusters
+from pipelines import deploy, env, submit
+from ray_app.config import RayConfig
+from ray_app.errors import LaunchError
+
+pytestmark = pytest.mark.slow
+
+
+JOB = """
+import os, sys
+import ray
+
+@ray.remote
+def where():
+    import marker
+    return marker.TEXT, os.environ["RAY_AUTH_MODE"], os.environ["TORCH_EXTENSIONS_DIR"]
+
+ray.init(log_to_driver=False)
+print("worker saw", *ray.get(where.remote()), flush=True)
+if "fail" in sys.argv:
+    sys.exit("error: the wheel came off: put it back")
+"""
+
+SERVICE = """
+from fastapi import FastAPI
+from ray import serve
+
+api = FastAPI()
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+@serve.ingress(api)
+class Toy:
+    def __init__(self, run, broken):
+        if broken:
+            raise RuntimeError("no bundle in " + run)
+        self.run = run
+
+    @api.get("/readyz")
+    def ready(self):
+        return {}
+
+    @api.get("/v1/users")
+    def users(self, limit: int):
+        return {"users": [{"user_id": "u7", "history": 3}][:limit]}
+
+    @api.post("/v1/recommendations")
+    def recommend(self, body: dict):
+        versions = {"run": self.run, "asked": f"{body['k']} {body['detail']}"}
+        return {"user_id": body["user_id"], "items": [], "versions": versions, "timings_ms": {}}
+
+def build(args):
+    return Toy.bind(args["run"], args["config"] == "broken")
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A checkout in small: code for a job and a service."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "job.py").write_text(JOB)
+    (folder / "marker.py").write_text("TEXT = 'packaged'\n")
+    (folder / "toy.py").write_text(textwrap.dedent(SERVICE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(root):
+    """A head of our own; the token's place is process-wide in Ray, so the module's tests share it."""
+    before = dict(os.environ)
+    os.environ.update(env.environment(root))
+    ray = RayConfig(
+        num_cpus=2, object_store_mb=100, port=clusters.free_port(), dashboard_port=clusters.free_port()
+    )
+    running = clusters.ensure(root, ray)
+    yield running
+    processes = clusters.members(running)
+    clusters.stop(root, running)
+    os.environ.clear()
+    os.environ.update(before)
+    assert [one for one in processes if one.is_running() and one.status() != "zombie"] == []
+    assert clusters.load_state(root) is None
+    assert not Path(running.scratch).exists()
+
+
+def test_the_dashboard_answers_only_with_the_token(root, cluster):
+    assert httpx.get(f"{cluster.dashboard}/api/jobs/").status_code == 401
+    wrong = {"Authorization": f"Bearer {'0' * 64}"}
+    assert httpx.get(f"{cluster.dashboard}/api/jobs/", headers=wrong).status_code == 403
+    forbidden = httpx.post(f"{cluster.dashboard}/api/jobs/", json={"entrypoint": "true"})
+    assert forbidden.status_code == 401
+    with clusters.api(root, cluster) as dashboard:
+        assert dashboard.get("/api/jobs/").json() == []
+
+
+def test_a_healthy_cluster_is_found_again(root, cluster):
+    said = []
+    again = clusters.ensure(root, RayConfig(), say=said.append)
+    assert (again.head, said) == (cluster.head, [])
+
+
+def test_a_job_runs_on_a_copy_of_the_code_in_the_one_environment(root, cluster):
+    heard = []
+    package = submit.run_job(root, cluster, f"{sys.executable} job.py", heard.append)
+    assert f"worker saw packaged token {root}/.local/torch_extensions" in "".join(heard)
+    assert package.startswith("gcs://")
+
+
+def test_a_failed_job_is_one_line_with_its_last_words(root, cluster):
+    with pytest.raises(LaunchError, match="ended as FAILED: the wheel came off: put it back") as caught:
+        submit.run_job(root, cluster, f"{sys.executable} job.py fail", lambda text: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupt_stops_the_job(root, cluster):
+    def interrupt(text):
+        if "started" in text:
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+
+    command = f"{sys.executable} -c 'import time; print(\"started\", flush=True); time.sleep(300)'"
+    with pytest.raises(KeyboardInterrupt):
+        submit.run_job(root, cluster, command, interrupt)
+    latest = max(submit.client(root, cluster).list_jobs(), key=lambda job: job.start_time)
+    assert latest.status.value == "STOPPED"
+
+
+def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bundle(root, cluster):
+    package = submit.run_job(root, cluster, "true", lambda text: None)
+    made_from = {"config": "c.yaml", "run": "/runs/a", "package": package, "bundle": "1"}
+    port = clusters.free_port()
+    said = []
+    served = deploy.deploy(root, cluster, made_from, port=port, say=said.append, builder="toy:build")
+    assert said
+    assert said[-1].strip()
+    assert served.serve_port == port
+    answer = deploy.ask(served, k=2)
+    assert answer.user_id == "u7"
+    assert answer.versions == {"run": "/runs/a", "asked": "2 standard"}
+
+    known = clusters.load_state(root)
+    assert known is not None
+    said.clear()
+    assert deploy.deploy(root, known, made_from, port=port, say=said.append, builder="toy:build") == known
+    assert said == []
+    newer = made_from | {"bundle": "2", "run": "/runs/b"}
+    served = deploy.deploy(root, known, newer, port=port, say=said.append, builder="toy:build")
+    assert deploy.ask(served).versions["run"] == "/runs/b"
+
+    broken = newer | {"config": "broken"}
+    with pytest.raises(LaunchError, match="could not be deployed.*no bundle in /runs/b"):
+        deploy.deploy(root, served, broken, port=port, say=said.append, builder="toy:build")
+    recorded = clusters.load_state(root)
+    assert recorded is not None
+    assert recorded.deployed == {}
