@@ -76,7 +76,7 @@ def _read_with_ray(uris: list[str]) -> pl.DataFrame:
     return frame.sort("_file", "_line")
 
 
-def _parse(batch: dict[str, Any]) -> pa.Table:
+def _parse(batch: Any) -> pa.Table:
     """One file; its error travels as a row, since Ray Data would bury it in a stack trace."""
     try:
         return tables.read(str(batch["uri"][0])).to_arrow()

@@ -96,11 +96,6 @@ def cluster_stage(
     return clusters, of_user
 
 
-def load_clusters(path: Path) -> Clusters:
-    with np.load(path) as stored:
-        return Clusters(stored["mean"], stored["scale"], stored["centres"], float(stored["silhouette"]))
-
-
 def bootstrap_tokenizer(config: Config, run: Run, local: Path) -> None:
     """Train the tokenizer on the run's own prompts and reasons."""
     mix = run.stage("mix")

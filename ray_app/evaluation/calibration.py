@@ -65,5 +65,7 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
 def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Floats, Floats]:
     y, p = rows(labels, probabilities)
     if ((p < 0) | (p > 1)).any():
-        raise DataError(f"probability {p[(p < 0) | (p > 1)][0]:g} is outside 0..1: calibrate the scores first")
+        raise DataError(
+            f"probability {p[(p < 0) | (p > 1)][0]:g} is outside 0..1: calibrate the scores first"
+        )
     return y.astype(np.float64), p

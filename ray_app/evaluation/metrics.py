@@ -257,4 +257,6 @@ def checked(metrics: dict[str, Any], samples: list[dict[str, Any]]) -> tuple[Met
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "(top level)"
-        raise DataError(f"report: {error.title}: {where}: {first['msg']} (got {first['input']!r:.80})") from error
+        raise DataError(
+            f"report: {error.title}: {where}: {first['msg']} (got {first['input']!r:.80})"
+        ) from error

@@ -119,9 +119,7 @@ def snapshot_pairs(
     return np.bincount(unique[:, 0], right, count), np.bincount(unique[:, 0], pairs, count)
 
 
-def snapshot_accuracy(
-    users: ArrayLike, timestamps: ArrayLike, labels: ArrayLike, scores: ArrayLike
-) -> float:
+def snapshot_accuracy(users: ArrayLike, timestamps: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> float:
     """Share of `snapshot_pairs` ordered rightly, pooled over users; NaN if there is no pair."""
     right, pairs = snapshot_pairs(users, timestamps, labels, scores)
     return float(right.sum() / pairs.sum()) if pairs.sum() else float("nan")

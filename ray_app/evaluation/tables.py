@@ -138,9 +138,7 @@ def _counts(code: NDArray[np.integer], timestamps: ArrayLike, y: NDArray[Any]) -
     }
 
 
-def _artefact(
-    code: NDArray[np.integer], timestamps: ArrayLike, y: NDArray[Any], seed: int
-) -> dict[str, Any]:
+def _artefact(code: NDArray[np.integer], timestamps: ArrayLike, y: NDArray[Any], seed: int) -> dict[str, Any]:
     def score(labels: ArrayLike) -> Floats:
         return -ranking.rolling_rate(code, timestamps, labels)
 

@@ -43,9 +43,7 @@ def meteor_lift(
     right, written = [_words(text) for text in references], [_words(text) for text in hypotheses]
     own = _meteor(right, written)
     rng = np.random.default_rng(seed)
-    others = [
-        _meteor([right[i] for i in derangement(len(right), rng)], written) for _ in range(repeats)
-    ]
+    others = [_meteor([right[i] for i in derangement(len(right), rng)], written) for _ in range(repeats)]
     return {"meteor": own, "shuffled": float(np.mean(others)), "lift": own - float(np.mean(others))}
 
 
@@ -61,9 +59,7 @@ def derangement(n: int, rng: np.random.Generator) -> list[int]:
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of the texts (Li et al. 2016); 0 without any."""
     grams = Counter(
-        tuple(words[start : start + n])
-        for words in map(_words, texts)
-        for start in range(len(words) - n + 1)
+        tuple(words[start : start + n]) for words in map(_words, texts) for start in range(len(words) - n + 1)
     )
     return len(grams) / grams.total() if grams else 0.0
 

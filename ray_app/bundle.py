@@ -1,0 +1,166 @@
+"""The published bundle: everything the service needs, as one versioned folder.
+
+    bundle.json         version, config, experts, and `cut`: the last timestamp it has seen
+    model/              base LM and tokenizer          adapters/<name>@<version>/   LoRA adapters
+    projector.pt        clusters.npz                   calibration.json
+    items.parquet       users.parquet                  histories.npz
+    state.npz           latent.npy                     swing/   item neighbours and user index
+    store.sqlite        the embedded store, where the service starts from
+
+Adapter folders and names carry the version: engines key their prefix cache on the name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ray_app.artifacts import Folder
+from ray_app.collab.evidence import Gatherer, History
+from ray_app.collab.features import Catalogue, Histories, encode
+from ray_app.collab.rolling import ItemState, user_rate
+from ray_app.config import Config
+from ray_app.errors import ArtifactError, NotFoundError
+from ray_app.records import Interaction, Item, item_record
+from ray_app.student.experts import Choice, Clusters, choose
+from ray_app.swing.snapshots import load_snapshot
+
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The parts of a bundle that need no model: shared by all agents, memory-mapped where large."""
+
+    path: Path
+    version: str
+    cut: int
+    experts: list[str]
+    config: Config
+    user_codes: dict[str, int]
+    item_codes: dict[str, int]
+    items: list[Item]
+    catalogue: Catalogue
+    histories: Histories
+    ratings: np.ndarray
+    """float32 [n], NaN where unknown; in the order of `histories`."""
+    state: ItemState
+    latent: np.ndarray
+    gatherer: Gatherer
+    clusters: Clusters
+    calibration: dict[str, tuple[float, float]]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Raises ArtifactError if the folder holds no complete bundle."""
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ArtifactError(f"{path} holds no {MANIFEST}: run the pipeline until stage publish")
+        facts = json.loads((path / MANIFEST).read_bytes())
+        config = Config.model_validate(facts["config"])
+        items = [item_record(row) for row in pl.read_parquet(path / "items.parquet").iter_rows(named=True)]
+        user_ids = pl.read_parquet(path / "users.parquet")["user_id"].to_list()
+        with np.load(path / "histories.npz") as stored:
+            histories = Histories(**{name: stored[name] for name in Histories.__dataclass_fields__})
+            ratings = stored["ratings"]
+        swing, index = load_snapshot(Folder(path), "swing")
+        catalogue = Catalogue.build([item.features for item in items], [item.year for item in items])
+        return cls(
+            path=path,
+            version=facts["version"],
+            cut=facts["cut"],
+            experts=facts["experts"],
+            config=config,
+            user_codes={name: code for code, name in enumerate(user_ids)},
+            item_codes={item.item_id: code for code, item in enumerate(items)},
+            items=items,
+            catalogue=catalogue,
+            histories=histories,
+            ratings=ratings,
+            state=ItemState.load(path / "state.npz"),
+            latent=np.load(path / "latent.npy", mmap_mode="r"),
+            gatherer=Gatherer(items, catalogue, swing, index, config.prompt, config.data.positive_rating),
+            clusters=Clusters.load(path / "clusters.npz"),
+            calibration={
+                name: (value[0], value[1])
+                for name, value in json.loads((path / "calibration.json").read_bytes()).items()
+            },
+        )
+
+    def adapter(self, name: str) -> Path:
+        """Folder of an adapter, `global` or an expert."""
+        return self.path / "adapters" / f"{name}@{self.version}"
+
+    def item_code(self, item_id: str) -> int:
+        try:
+            return self.item_codes[item_id]
+        except KeyError:
+            raise NotFoundError(f"item {item_id!r} does not exist in bundle {self.version}") from None
+
+    def history(self, user_id: str, later: list[Interaction]) -> History:
+        """A user's whole history: what the bundle has seen, then later events from the store, by time.
+
+        Events at or before `cut` in `later` are the bundle's own and are passed over; a user the bundle
+        has never seen has only later events.
+        """
+        code = self.user_codes.get(user_id)
+        first, last = self.histories.indptr[[code, code + 1]] if code is not None else (0, 0)
+        part = slice(first, last)
+        new = [event for event in later if event.timestamp > self.cut and event.item_id in self.item_codes]
+        new.sort(key=lambda event: event.timestamp)
+        codes = np.array([self.item_codes[event.item_id] for event in new], np.int32)
+        labels = np.array([event.label for event in new], np.float32)
+        ratings = [np.nan if event.rating is None else event.rating for event in new]
+        rates = self.statistics(codes)[:, 1]
+        return History(
+            np.concatenate([self.histories.items[part], codes]),
+            np.concatenate([self.histories.labels[part], labels]),
+            np.concatenate([self.ratings[part], np.array(ratings, np.float32)]),
+            np.concatenate([self.histories.residuals[part], (labels - rates).astype(np.float32)]),
+            np.concatenate([self.histories.timestamps[part], [event.timestamp for event in new]]).astype(
+                np.int64
+            ),
+        )
+
+    def statistics(self, items: np.ndarray) -> np.ndarray:
+        """float64 [n, 3]: count, rate, effect of items now."""
+        catalogue = self.catalogue
+        return self.state.statistics(items, catalogue.indptr, catalogue.features, self.config.collab.prior)
+
+    def like_rate(self, history: History) -> float:
+        prior, rate = self.config.collab.prior, self.state.global_rate
+        return user_rate(float(history.labels.sum()), len(history), rate, prior)
+
+    def vectors(self, history: History, targets: np.ndarray, now: int) -> dict[str, np.ndarray]:
+        """Collaborative vectors of one user with many targets, by the function that made the training's."""
+        n = len(targets)
+        alone = Histories(
+            np.array([0, len(history)], np.int64),
+            history.items,
+            history.labels,
+            history.residuals,
+            history.timestamps,
+            np.arange(len(history)),
+        )
+        return encode(
+            alone,
+            np.zeros(n, np.int32),
+            np.zeros(n, np.int64),
+            np.full(n, len(history), np.int64),
+            targets.astype(np.int32),
+            np.full(n, now, np.int64),
+            self.statistics(targets.astype(np.int32)),
+            np.full(n, self.state.global_rate),
+            self.catalogue,
+            np.asarray(self.latent),
+            self.gatherer.swing,
+            self.config.collab.prior,
+        )
+
+    def choice(self, user_vector: np.ndarray) -> Choice:
+        """The gate's choice of adapters for a user vector [du]."""
+        return choose(user_vector, self.clusters, set(self.experts), self.config.serve.gate)
