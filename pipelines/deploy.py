@@ -25,6 +25,7 @@ from ray_app.records import Recommendation
 APP = "rationale"
 BUILDER = "serve.app:build"
 READY_S = 240.0
+TROUBLED = ("UNHEALTHY", "DEPLOY_FAILED")
 APPLICATIONS = "/api/serve/applications/"
 
 
@@ -131,11 +132,9 @@ def serve_status(root: Path, cluster: Cluster) -> tuple[str, str]:
     found = answer.json()["applications"].get(APP)
     if found is None:
         return "NOT_STARTED", ""
-    deployments = ", ".join(
-        f"{name} {one['status'].lower()}{': ' + one['message'] if one['status'] == 'UNHEALTHY' else ''}"
-        for name, one in found["deployments"].items()
-    )
-    return found["status"], _one_line(found["message"] or deployments)
+    states = [f"{name} {one['status'].lower()}" for name, one in found["deployments"].items()]
+    troubles = [one["message"] for one in found["deployments"].values() if one["status"] in TROUBLED]
+    return found["status"], _one_line("; ".join(filter(None, [found["message"], *(troubles or states)])))
 
 
 def _one_line(text: str, limit: int = 600) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,14 +46,25 @@ def dead_name(number: int) -> str:
 
 
 class ShardWorker:
-    """A Ray Data actor that holds an engine and turns shards of rows into files of traces."""
+    """A Ray Data actor that holds an engine and turns shards of rows into files of traces.
+
+    Engine and contexts are opened with the first shard: what goes wrong there reaches the driver as the
+    error it is, while a constructor's error arrives as text only.
+    """
 
     def __init__(self, config: Config, run: Run, contexts: OpenContexts, folder: Folder, tally: Any):
         self._config = config
-        self._contexts = contexts(config, run.folder.uri)
+        self._open_contexts = partial(contexts, config, run.folder.uri)
         self._folder = folder
         self._tally = tally
-        self._engine = open_engine(config)
+
+    @cached_property
+    def _contexts(self) -> Contexts:
+        return self._open_contexts()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_engine(self._config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         for shard, retry, row_ids, labels in zip(*batch.to_pydict().values(), strict=True):
@@ -74,9 +86,10 @@ class ShardWorker:
             self._tally.add.remote(len(rows), len(done.failed))
         dead = [
             {"row_id": row_id, "reason": reason, "attempts": MAX_ATTEMPTS if retry else 1}
-            for row_id, reason in outcome.failed.items()
+            for row_id, reason in sorted(outcome.failed.items())
         ]
-        traces = [_trace_row(trace, contexts[trace.row_id]) for trace in outcome.traces]
+        ordered = sorted(outcome.traces, key=lambda trace: (trace.row_id, trace.path))
+        traces = [_trace_row(trace, contexts[trace.row_id]) for trace in ordered]
         files = [(dead_name(shard), dead, DEAD), (shard_name(shard, retry), traces, TRACES)]
         # A retry's traces come first: until its dead letters are replaced too, it is simply done again.
         for name, table, schema in reversed(files) if retry else files:
@@ -139,7 +152,7 @@ def work(
         ShardWorker,
         batch_size=1,
         batch_format="pyarrow",
-        concurrency=min(engine.replicas, len(table)),
+        compute=ray.data.ActorPoolStrategy(size=min(engine.replicas, len(table))),
         fn_constructor_args=(config, run, contexts, folder, tally),
         num_gpus=_gpus(engine),
     )

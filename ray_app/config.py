@@ -81,7 +81,7 @@ class SwingConfig(Section):
     k: int = Field(100, ge=1)
     min_common_users: int = Field(2, ge=1)
     normalize: Literal["none", "max", "product", "sqrt"] = "sqrt"
-    """Raw Swing grows like popularity squared; `sqrt` is sqrt(score / (n_i * n_j)), which is like a cosine."""
+    """Raw Swing grows like popularity squared; `sqrt` is sqrt(score / (n_i * n_j)), much like a cosine."""
     snapshots: int = Field(6, ge=1)
     """Points in the training period at which neighbours are computed anew, from earlier rows only."""
     user_k: int = Field(30, ge=1)

@@ -95,18 +95,11 @@ def _locations(config: DataConfig) -> dict[str, str]:
 
 def _content_hash(uri: str) -> str:
     whole = hashlib.sha256()
-    for part in [uri] if uri.endswith(("u.data", "u.item", "u.user")) else tables.list_files(uri):
+    for part in tables.list_files(uri):
         fs, path = fsspec.core.url_to_fs(part)
-        try:
-            with fs.open(path, "rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())  # pyright: ignore[reportArgumentType]
-        except FileNotFoundError as error:
-            raise _missing(part) from error
+        with fs.open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())  # pyright: ignore[reportArgumentType]
     return whole.hexdigest()
-
-
-def _missing(uri: str) -> DataError:
-    return DataError(f"input {uri} does not exist: correct the path in the data section of the config")
 
 
 def _read_own_files(config: DataConfig, many: ReadFiles) -> Raw:
@@ -176,12 +169,10 @@ def _read_grouplens(folder: str) -> Raw:
     }
     frames = {}
     for name, (separator, columns) in shapes.items():
-        fs, path = fsspec.core.url_to_fs(f"{folder.rstrip('/')}/{name}")
-        if not fs.isfile(path):
-            raise _missing(f"{folder.rstrip('/')}/{name}")
-        frames[name] = tables.parse_text(
-            fs.cat_file(path), name, separator, columns=columns, encoding="latin-1"
-        )
+        (uri,) = tables.list_files(f"{folder.rstrip('/')}/{name}")
+        fs, path = fsspec.core.url_to_fs(uri)
+        content = fs.cat_file(path)
+        frames[name] = tables.parse_text(content, name, separator, columns=columns, encoding="latin-1")
     flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES]
     items = frames["u.item"].select(
         "item_id", "title", pl.concat_list(flags).list.drop_nulls().alias("features"), *tables.META

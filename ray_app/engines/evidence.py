@@ -4,7 +4,7 @@ It weighs the evidence of a context into a verdict and writes down, step by step
 and against it, in the form that a language model is asked for. It never sees the label, its verdict can
 be wrong, and what it writes is true of the evidence by construction, whatever the verdict.
 
-    score = prior * (2 * like_rate - 1) + sum_i(s_i w_i) / sum_i(w_i),   verdict = score > 0
+    score = prior * (2 * like_rate - 1) + sum_i(s_i w_i) / sum_i(w_i),   verdict = score > lean
 
 with w_i = weight * trust(kind) * (1 + bonus * shared features) * exp(temperature * normal noise).
 
@@ -29,7 +29,10 @@ from ray_app.prompts.parse import parse_answer
 from ray_app.records import Context, Evidence
 
 PRIOR = 1.0
-TRUST = {"history": 1.0, "neighbour": 1.0, "peers": 1.0, "crowd": 1.0}
+LEAN = 0.3
+"""Most evidence speaks for an item, since people rate what they expect to like: Yes needs a lead."""
+TRUST = {"history": 1.0, "neighbour": 0.25, "peers": 1.0, "crowd": 4.0}
+"""On MovieLens-100K these give AUC .72 on training rows; the ratings of neighbours' items say little."""
 SHARED_BONUS = 0.25
 OTHERS = ("neighbour", "peers", "crowd")
 MAX_SHARED = 3
@@ -98,7 +101,7 @@ def decide(context: Context, strengths: dict[str, float], round: int = 0) -> boo
     signed = sum(entry.sign * strengths[entry.id] for entry in usable(context))
     score = PRIOR * (1.5 if round else 1) * (2 * context.like_rate - 1) + signed / sum(strengths.values())
     signs = {entry.sign for entry in usable(context)}
-    return score > 0 if len(signs) == 2 else signs == {1}
+    return score > LEAN if len(signs) == 2 else signs == {1}
 
 
 def write(
@@ -108,7 +111,7 @@ def write(
     ranked = sorted(usable(context), key=lambda entry: -strengths[entry.id])
     chosen = _choose(ranked, verdict, rng)
     arranged = _arrange(chosen, verdict, style)
-    steps = [_sentence(entry, style, (entry.sign > 0) == verdict, rng) for entry in arranged]
+    steps = [sentence(entry, style, (entry.sign > 0) == verdict, rng) for entry in arranged]
     close = _pick(style.close, rng).format(would="would" if verdict else "would not")
     steps[-1] = steps[-1].removesuffix(".") + close
     lines = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
@@ -120,7 +123,8 @@ def _choose(ranked: list[Evidence], verdict: bool, rng: np.random.Generator) -> 
     for_it = [entry for entry in ranked if (entry.sign > 0) == verdict]
     against = [entry for entry in ranked if (entry.sign > 0) != verdict]
     own = [entry for entry in for_it if entry.kind == "history"][: int(rng.integers(1, 3))]
-    others = [entry for entry in for_it if entry.kind in OTHERS][: int(rng.integers(1, 3))]
+    strongest = {entry.kind: entry for entry in reversed(for_it) if entry.kind in OTHERS}
+    others = [strongest[kind] for kind in rng.permutation(sorted(strongest))[: rng.integers(1, 3)]]
     doubts = against[:1]
     if not others:
         doubts = [entry for entry in against if entry.kind in OTHERS][:1] or doubts
@@ -141,7 +145,8 @@ def _arrange(chosen: list[Evidence], verdict: bool, style: Style) -> list[Eviden
     return [entry for entry in arranged if entry is not closing] + [closing]
 
 
-def _sentence(entry: Evidence, style: Style, supports: bool, rng: np.random.Generator) -> str:
+def sentence(entry: Evidence, style: Style, supports: bool, rng: np.random.Generator) -> str:
+    """One step about one entry; one that does not support the verdict opens with a contrast."""
     if entry.kind == "history":
         phrases = style.related if entry.shared else style.unrelated
     elif entry.kind == "neighbour":

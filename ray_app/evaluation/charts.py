@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ from ray_app.evaluation.metrics import Curve, Number, ReliabilityPoint, Stage
 
 INK, MUTED, RULE, ACCENT, FILL = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", FILL: "--fill"}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rationale",
     "font.size": 11,

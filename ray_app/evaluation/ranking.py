@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.errors import DataError
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 
@@ -116,7 +116,8 @@ def snapshot_pairs(
     moment = moment.reshape(-1)
     pairs = np.bincount(moment, y) * np.bincount(moment, 1 - y)
     right = np.nan_to_num(user_auc(moment, y, s)) * pairs
-    return np.bincount(unique[:, 0], right, count), np.bincount(unique[:, 0], pairs, count)
+    user = unique[:, 0]
+    return np.bincount(user, right, count) * 1.0, np.bincount(user, pairs, count) * 1.0
 
 
 def snapshot_accuracy(users: ArrayLike, timestamps: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> float:

@@ -97,8 +97,9 @@ def read(step: Step, context: Context, vocabulary: frozenset[str]) -> Statement:
 def signs(text: str) -> dict[str, set[int]]:
     """Marker (`e3`) -> the signs that the text claims for it, from words such as liked and avoided.
 
-    What the user would like is a forecast, not a claim. In each part between contrasts, a marker takes the sign word before it; where the part opens with a
-    marker ("[e3] was disliked and [e4] was enjoyed"), the one after it.
+    What the user would like is a forecast, not a claim. In each part between contrasts, a marker takes
+    the sign word before it; where the part opens with a marker ("[e3] was disliked and [e4] was
+    enjoyed"), the one after it.
     """
     claimed: dict[str, set[int]] = {}
     for part in _CONTRAST.split(_FORECAST.sub(" ", text)):
@@ -110,11 +111,8 @@ def signs(text: str) -> dict[str, set[int]]:
         for position, mark in marks:
             before = [sign for at, sign in words if at < position]
             after = [sign for at, sign in words if at > position]
-            if marker_first:
-                sign = after[0] if after else before[-1]
-            else:
-                sign = before[-1]
-            claimed.setdefault(mark, set()).add(sign)
+            nearest = after[:1] if marker_first and after else before[-1:] or after[:1]
+            claimed.setdefault(mark, set()).update(nearest)
     return claimed
 
 

@@ -111,10 +111,8 @@ def _statistics(
 def _measured(
     statistic: Floats | intervals.Statistic, users: int, bootstrap: int, seed: int
 ) -> dict[str, float]:
-    if callable(statistic):
-        value = float(statistic(np.ones((1, users)))[0])
-    else:
-        value = ranking.mean(statistic)
+    compute = statistic if callable(statistic) else intervals.mean_statistic(statistic)
+    value = float(compute(np.ones((1, users)))[0])
     low, high = intervals.user_bootstrap(statistic, users, bootstrap, seed)
     return {"value": value, "low": low, "high": high}
 
@@ -166,9 +164,15 @@ def _paired(
 def _difference(
     a: Floats | intervals.Statistic, b: Floats | intervals.Statistic, users: int, bootstrap: int, seed: int
 ) -> dict[str, float | int]:
-    if not callable(a) and not callable(b):
-        return intervals.paired_test(a, b, bootstrap, seed)
-    assert callable(a) and callable(b)
-    whole = np.ones((1, users))
-    low, high = intervals.user_bootstrap(lambda draws: a(draws) - b(draws), users, bootstrap, seed)
-    return {"difference": float((a(whole) - b(whole))[0]), "low": low, "high": high, "users": users}
+    if callable(a) and callable(b):
+        return _measured_difference(lambda draws: a(draws) - b(draws), users, bootstrap, seed)
+    assert not callable(a)
+    assert not callable(b)
+    return intervals.paired_test(a, b, bootstrap, seed)
+
+
+def _measured_difference(
+    statistic: intervals.Statistic, users: int, bootstrap: int, seed: int
+) -> dict[str, float | int]:
+    found = _measured(statistic, users, bootstrap, seed)
+    return {"difference": found["value"], "low": found["low"], "high": found["high"], "users": users}

@@ -19,6 +19,7 @@ LIKED, DISLIKED, SHARES = "<+>", "<->", "<=>"
 CITATION = re.compile(r"\[(e\d+)\]")
 CARD = re.compile(r"\( (?P<body>(?:\[e\d+\] [^()]*|Yes|No)) ?\)")
 MAX_EVIDENCE = 16
+FEATURE_CHARS = 40
 MARKS = [
     LIKED,
     DISLIKED,
@@ -74,8 +75,11 @@ def step_card(step: Step, context: Context) -> str:
 
 
 def feature_token(feature: str) -> str:
-    """A feature as one word, so that a card can list several: `Science Fiction` -> `Science_Fiction`."""
-    return re.sub(r"[\s()\[\]<>]+", "_", feature.strip())
+    """A feature as one word, so that a card can list several: `Science Fiction` -> `Science_Fiction`.
+
+    It is data too: it keeps none of our marks and no quotes, and is capped.
+    """
+    return re.sub(r'[\s()\[\]<>|"]+', "_", feature.strip())[:FEATURE_CHARS]
 
 
 def hide(text: str) -> str:

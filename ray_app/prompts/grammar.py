@@ -20,10 +20,15 @@ def reasoning_regex(context: Context, answer: bool, max_steps: int = 4) -> str:
     Follows the layout of `prompts.student.reasoning_target`: a blank, then steps apart by blanks.
     """
     steps = "|".join(
-        f"{re.escape(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}"
+        f"{_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}"
         for entry in context.evidence
     )
-    conclusion = re.escape(conclusion_card(answer))
+    conclusion = _literal(conclusion_card(answer))
     if not steps:
         return f" {conclusion}"
     return f"( ({steps})){{1,{max_steps}}} {conclusion}"
+
+
+def _literal(text: str) -> str:
+    """`re.escape` for what every regular expression dialect calls special, and no more."""
+    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)

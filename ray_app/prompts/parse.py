@@ -61,7 +61,7 @@ def parse_reasoning(text: str) -> Written:
     lead = text[: matches[0].start()] if matches else text
     if lead.strip():
         steps.append(("", to_step(lead.strip())))
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
+    for match, following in zip(matches, [*matches[1:], None], strict=False):
         card = match.group("body").strip()
         sentence = hide(text[match.end() : following.start() if following else len(text)])
         if card in ("Yes", "No"):

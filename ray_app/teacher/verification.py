@@ -8,6 +8,7 @@ claim is not checked, so the list of wordings decides how strict this is.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from ray_app.prompts.cards import CITATION, feature_token
@@ -126,7 +127,7 @@ def _length_problem(parsed: Parsed, words: int) -> str:
 
 def _signs_hold(text: str, context: Context) -> bool:
     """In the step and in each clause of it that cites, the signs claimed are the signs of the evidence."""
-    facts = _FORECAST.sub(" ", _spellings_pattern(_spellings(context)).sub(" ", text))
+    facts = _FORECAST.sub(" ", _vocabulary(context).pattern.sub(" ", text))
     for part in (facts, *_CLAUSE.split(facts)):
         claimed, cited = _claimed_signs(part), {entry.sign for entry in _cited(part, context)}
         if claimed and cited and claimed != cited:
@@ -144,15 +145,15 @@ def _features_hold(text: str, context: Context) -> bool:
 
     A clause that cites nothing speaks of the whole step's evidence: any of it may have the feature.
     """
-    spellings = _spellings(context)
-    pattern = _spellings_pattern(spellings)
+    names = _vocabulary(context)
     everything = _cited(text, context)
     for clause in _CLAUSE.split(text):
         cited = _cited(clause, context)
         sharing = _SHARING.search(clause) is not None
         holds = all if cited else any
-        for written in set(pattern.findall(clause)):
-            if not holds(_has(entry, spellings[written], sharing, context) for entry in cited or everything):
+        for written in set(names.pattern.findall(clause)):
+            meant = names.meanings[written]
+            if not holds(_has(entry, meant, sharing, context) for entry in cited or everything):
                 return False
     return True
 
@@ -168,18 +169,25 @@ def _cited(text: str, context: Context) -> list[Evidence]:
     return [entry for entry in found if entry is not None]
 
 
-def _spellings(context: Context) -> dict[str, set[str]]:
-    """Every way a feature of this context may be written -> the features it can mean."""
-    spellings: dict[str, set[str]] = {}
-    for bearer in (context.target, *context.evidence, *context.profile, *context.candidates):
-        for feature in (*bearer.features, *getattr(bearer, "shared", ())):
-            for spelling in {feature, feature_token(feature), feature.lower()} - _ORDINARY:
-                spellings.setdefault(spelling, set()).add(feature)
-    return spellings
+class _Vocabulary(NamedTuple):
+    """How features may be written, and how to find them in a text."""
+
+    meanings: dict[str, set[str]]
+    """Spelling -> the features it can mean."""
+    pattern: re.Pattern[str]
+    """Matches spellings; a longer one hides the shorter ones inside it."""
 
 
-def _spellings_pattern(spellings: dict[str, set[str]]) -> re.Pattern[str]:
-    """Matches features in a text; a longer name hides the shorter ones inside it."""
-    longest_first = sorted(filter(None, spellings), key=len, reverse=True)
-    names = "|".join(map(re.escape, longest_first)) or "(?!)"
-    return re.compile(rf"(?<![\w\[-])(?:{names})(?![\w-])")
+def _vocabulary(context: Context) -> _Vocabulary:
+    bearers = (context.target, *context.evidence, *context.profile, *context.candidates)
+    return _spellings(frozenset(name for bearer in bearers for name in bearer.features))
+
+
+@lru_cache(maxsize=1024)
+def _spellings(features: frozenset[str]) -> _Vocabulary:
+    meanings: dict[str, set[str]] = {}
+    for feature in features:
+        for spelling in {feature, feature_token(feature), feature.lower()} - _ORDINARY:
+            meanings.setdefault(spelling, set()).add(feature)
+    names = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True))) or "(?!)"
+    return _Vocabulary(meanings, re.compile(rf"(?<![\w\[-])(?:{names})(?![\w-])"))

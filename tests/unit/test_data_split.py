@@ -24,7 +24,7 @@ def test_distinct_times_are_cut_at_the_shares_whatever_their_order():
 
 
 def test_a_tie_goes_whole_to_the_nearer_side():
-    # 10 rows, cut wanted after 6: the tie of time 3 covers rows 5 to 7, so the cut after 7 is nearer than after 4.
+    # Wanted after row 6 of 10; time 3 covers rows 5 to 7, and a cut after 7 is nearer than one after 4.
     split = time_split(pl.Series([0, 1, 2, 2, 3, 3, 3, 4, 5, 6]), SHARES)
     assert split.to_list() == [*["train"] * 7, "valid", "test", "test"]
 

@@ -190,7 +190,7 @@ def test_a_failed_load_leaves_the_old_bundle_whole(store):
 def test_a_store_that_stopped_answering_is_a_retryable_error(store, tmp_path):
     with sqlite3.connect(tmp_path / "store.db") as broken:
         broken.execute("DROP TABLE interactions")
-    with pytest.raises(OverloadedError, match="the store does not answer .*: send the request again"):
+    with pytest.raises(OverloadedError, match=r"the store does not answer .*: send the request again"):
         store.history("1")
 
 

@@ -51,11 +51,13 @@ def invented_metrics() -> dict[str, Any]:
             "counts": {"rows": 1111, "uauc_users": 88},
             "artefact": {"uauc": 0.67, "null": {"value": 0.69, "low": 0.68, "high": 0.7}},
             "paired": {
-                name: {metric: difference for metric in ("auc", "uauc")} for name in SCORERS if name != "student"
+                name: dict.fromkeys(("auc", "uauc"), difference) for name in SCORERS if name != "student"
             },
         },
         "catalogue": {
-            "scorers": {name: invented_entry(0.02 + 0.01 * place, full) for place, name in enumerate(SCORERS)},
+            "scorers": {
+                name: invented_entry(0.02 + 0.01 * place, full) for place, name in enumerate(SCORERS)
+            },
             "counts": {"users": 60},
         },
         "calibration": {
@@ -69,7 +71,12 @@ def invented_metrics() -> dict[str, Any]:
             {
                 "name": name,
                 "points": [
-                    {"step": s, "tokens": 8192 * s, "loss": 3 / (s + 1) + 0.4, "valid_auc": 0.78 - 0.2 / (s + 1)}
+                    {
+                        "step": s,
+                        "tokens": 8192 * s,
+                        "loss": 3 / (s + 1) + 0.4,
+                        "valid_auc": 0.78 - 0.2 / (s + 1),
+                    }
                     for s in range(0, 40, 4)
                 ],
             }
@@ -126,7 +133,14 @@ def invented_samples(count: int) -> list[dict[str, Any]]:
         "sign": 1,
         "weight": 1.0,
     }
-    crowd = entry | {"id": "e2", "kind": "crowd", "title": "The Target", "rating": 0.62, "support": 21, "shared": []}
+    crowd = entry | {
+        "id": "e2",
+        "kind": "crowd",
+        "title": "The Target",
+        "rating": 0.62,
+        "support": 21,
+        "shared": [],
+    }
     return [
         {
             "user_id": f"u{n}",
@@ -184,7 +198,9 @@ def test_the_page_is_well_formed_and_its_ids_are_unique(page: str):
 
 def test_the_page_needs_nothing_from_outside(page: str):
     parsed = Page(page)
-    links = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href", "xlink:href") and v]
+    links = [
+        v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href", "xlink:href") and v
+    ]
     assert all(link.startswith("#") for link in links)
     assert not re.search(r"url\((?!#)|@import|<script|<link", page)
 
@@ -204,7 +220,7 @@ def test_the_page_shows_the_numbers_it_was_given(page: str):
     assert "invented-for-the-test" in page
     for shown in (".710", "3,333", "310 of 400", "not computed: no BLEURT checkpoint at /nowhere", "480 ms"):
         assert shown in page
-    assert page.index("UAUC null") - page.index("<th scope=\"col\">UAUC</th>") < 60
+    assert page.index("UAUC null") - page.index('<th scope="col">UAUC</th>') < 60
 
 
 def test_titles_replace_citations_and_are_escaped(page: str):

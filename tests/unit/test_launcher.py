@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipelines import cluster as clusters
 from pipelines import deploy, env, local, run, setup, submit
 from ray_app.artifacts import Run, StageSpec
-from ray_app.config import Config, load
+from ray_app.config import load, validate
 from ray_app.errors import ArtifactError, ConfigError, LaunchError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -287,10 +287,10 @@ def test_relative_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch
 
 
 def test_the_effective_config_is_named_by_its_content_and_loads_again(tmp_path):
-    first = deploy.effective_config(tmp_path, Config(seed=1))
-    assert deploy.effective_config(tmp_path, Config(seed=1)) == first
-    assert deploy.effective_config(tmp_path, Config(seed=2)) != first
-    assert load(first) == Config(seed=1)
+    first = deploy.effective_config(tmp_path, validate({"seed": 1}, "test"))
+    assert deploy.effective_config(tmp_path, validate({"seed": 1}, "test")) == first
+    assert deploy.effective_config(tmp_path, validate({"seed": 2}, "test")) != first
+    assert load(first) == validate({"seed": 1}, "test")
 
 
 # The stages
@@ -328,13 +328,13 @@ def test_stages_run_once_then_are_skipped_unless_forced(tmp_path, monkeypatch, c
     monkeypatch.setattr(run, "make_spec", lambda name, config, folder: specs[name])
     monkeypatch.setattr(run, "start_ray", lambda config: None)
     folder = Run(tmp_path / "r")
-    with pytest.raises(ArtifactError, match="prepare of run .* is not finished"):
-        run.run_stages(["swing"], Config(), folder)
+    with pytest.raises(ArtifactError, match=r"prepare of run .* is not finished"):
+        run.run_stages(["swing"], validate({}, "test"), folder)
     for _ in range(2):
-        run.run_stages(["prepare", "swing"], Config(), folder)
+        run.run_stages(["prepare", "swing"], validate({}, "test"), folder)
     assert made == ["prepare", "swing"]
     assert capsys.readouterr().out.count("up to date") == 2
-    run.run_stages(["swing"], Config(), folder, force=True)
+    run.run_stages(["swing"], validate({}, "test"), folder, force=True)
     assert made == ["prepare", "swing", "swing"]
 
 

@@ -108,7 +108,7 @@ def test_the_dashboard_answers_only_with_the_token(root, cluster):
 
 def test_a_healthy_cluster_is_found_again(root, cluster):
     said = []
-    again = clusters.ensure(root, RayConfig(), say=said.append)
+    again = clusters.ensure(root, RayConfig.model_validate({}), say=said.append)
     assert (again.head, said) == (cluster.head, [])
 
 
@@ -127,10 +127,10 @@ def test_a_failed_job_is_one_line_with_its_last_words(root, cluster):
 
 def test_an_interrupt_stops_the_job(root, cluster):
     def interrupt(text):
-        if "started" in text:
-            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        if "\nstarted" in f"\n{text}":
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
 
-    command = f"{sys.executable} -c 'import time; print(\"started\", flush=True); time.sleep(300)'"
+    command = f"{sys.executable} -c 'import time; print(\"started\", flush=True); time.sleep(60)'"
     with pytest.raises(KeyboardInterrupt):
         submit.run_job(root, cluster, command, interrupt)
     latest = max(submit.client(root, cluster).list_jobs(), key=lambda job: job.start_time)
@@ -160,7 +160,7 @@ def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bund
     assert deploy.ask(served).versions["run"] == "/runs/b"
 
     broken = newer | {"config": "broken"}
-    with pytest.raises(LaunchError, match="could not be deployed.*no bundle in /runs/b"):
+    with pytest.raises(LaunchError, match=r"could not be deployed.*no bundle in /runs/b"):
         deploy.deploy(root, served, broken, port=port, say=said.append, builder="toy:build")
     recorded = clusters.load_state(root)
     assert recorded is not None

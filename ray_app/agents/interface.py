@@ -1,0 +1,132 @@
+"""What the agents hand to each other, and the team as the orchestrator sees it.
+
+    fetch -> UserView -> propose -> Proposal -> assemble -> Dossier -> decide, write -> Verdicts
+          -> review -> Reviews (reconsider -> SecondLook) -> present -> Explanations
+
+All of it can be pickled, so an agent may live in this process or behind a Serve handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ray_app.collab.evidence import History, Peers
+from ray_app.records import Context, Explanation, Item, Record, Reflection, User, Verdict
+
+Detail = Literal["brief", "standard", "detailed"]
+DETAILS: tuple[Detail, ...] = ("brief", "standard", "detailed")
+
+
+class Rated(Record):
+    """One event of a user's history, as a person reads it."""
+
+    item: Item
+    rating: float | None
+    label: int
+    timestamp: int
+
+
+class Profile(Record):
+    """A user and what is known of them, newest event first."""
+
+    user: User
+    like_rate: float
+    count: int
+    history: list[Rated]
+
+
+@dataclass(frozen=True)
+class UserView:
+    """One user at one moment, as arrays."""
+
+    user: User
+    code: int
+    """Row of the bundle's users; -1 for a user that came later."""
+    now: int
+    """The moment of the answer, epoch seconds: no event of the history is later."""
+    history: History
+    like_rate: float
+    target: int | None = None
+    """The only item asked about; the history then is that without it."""
+
+    def about(self, target: int) -> UserView:
+        """The view for a question about one item: what the user's own rating of it says is left out."""
+        others = self.history.items != target
+        arrays = (getattr(self.history, name)[others] for name in History.__dataclass_fields__)
+        return replace(self, history=History(*arrays), target=target)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Items worth deciding about, best first, and the similar users behind them."""
+
+    peers: Peers
+    items: np.ndarray
+    """int32 [n] codes"""
+    scores: np.ndarray
+    """float32 [n]"""
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """Everything needed to decide about n items of one user."""
+
+    contexts: list[Context]
+    vectors: dict[str, np.ndarray]
+    """user, item, pair: float32 [n, width]"""
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def take(self, places: list[int]) -> Dossier:
+        """The part about the items at these places."""
+        vectors = {name: values[places] for name, values in self.vectors.items()}
+        return Dossier([self.contexts[at] for at in places], vectors)
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """One decision made again from other evidence and from another segment; calibrated P(yes) each."""
+
+    without: dict[str, float]
+    """Sections left out of the prompt (`history`, `history and pool`) -> P(yes)."""
+    segments: dict[str, float]
+    """Other adapter -> P(yes)."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """A decision after the reflection agent saw it."""
+
+    verdict: Verdict
+    reflection: Reflection | None
+    """None where nothing gave cause for doubt."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The collaborators as async callables: methods of plain agents, or Serve handles."""
+
+    fetch: Callable[[str, str | None], Awaitable[UserView]]
+    """User id, id of the only item asked about."""
+    propose: Callable[[UserView, int], Awaitable[Proposal]]
+    """View, number of candidates."""
+    assemble: Callable[[UserView, Proposal], Awaitable[Dossier]]
+    estimate: Callable[[Dossier], Awaitable[list[Verdict]]]
+    """Decisions without the student, for when its engine has died."""
+    decide: Callable[[Dossier], Awaitable[list[Verdict]]]
+    write: Callable[[Dossier, list[Verdict], int], Awaitable[list[Verdict]]]
+    """Dossier, verdicts, attempt: the verdicts with reasons."""
+    reconsider: Callable[[Dossier, int], Awaitable[list[SecondLook]]]
+    """Dossier, round from 1."""
+    triggers: Callable[[Dossier, list[Verdict], bool], Awaitable[list[list[str]]]]
+    """Dossier, verdicts, whether the stakes are high: causes for doubt, per item."""
+    synthesise: Callable[
+        [Dossier, list[Verdict], list[list[str]], list[list[SecondLook]]], Awaitable[list[Review]]
+    ]
+    """Dossier, verdicts, triggers, second looks of all rounds per item."""
+    present: Callable[[Dossier, list[Verdict], Detail], Awaitable[list[Explanation]]]

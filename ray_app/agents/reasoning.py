@@ -1,0 +1,134 @@
+"""The reasoning agent: the student decides, writes its reasons and looks again, through the gate's experts.
+
+    logit  = sum over adapters a of the gate's choice of weight_a * logit_a
+    P(yes) = calibration of the chosen name (logit)
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+from ray_app.agents.interface import Dossier, SecondLook
+from ray_app.bundle import Bundle
+from ray_app.engines.student import Scoring, StudentEngine, Writing
+from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.parse import parse_reasoning
+from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt
+from ray_app.records import Verdict
+from ray_app.student.calibration import apply
+from ray_app.student.experts import GLOBAL, Choice
+
+RETRY_TEMPERATURE = 0.7
+"""Reasons are greedy at first; written again, they must be able to come out otherwise."""
+
+
+class ReasoningAgent:
+    """Raises EngineError when the engine has died. All items of a dossier belong to one user."""
+
+    def __init__(self, bundle: Bundle, engine: StudentEngine):
+        self._bundle = bundle
+        self._engine = engine
+
+    async def decide(self, dossier: Dossier) -> list[Verdict]:
+        """A calibrated decision per item, by the adapters that the gate chooses for the user."""
+        if not len(dossier):
+            return []
+        choice = self.choose(dossier)
+        prompts = [(at, self._prompt(dossier, at)) for at in range(len(dossier))]
+        logits = await self._blend(dossier, prompts, choice.weights)
+        return [
+            Verdict(
+                p_yes=apply(self._bundle.calibration, choice.name, float(logit)),
+                logit=float(logit),
+                expert=choice.name,
+                gate=choice.gate,
+            )
+            for logit in logits
+        ]
+
+    async def write(self, dossier: Dossier, verdicts: list[Verdict], attempt: int = 0) -> list[Verdict]:
+        """The verdicts with the lead expert's reasons for them.
+
+        Cards are forced to be true copies of the evidence; what the sentences say is the student's.
+        """
+        if not len(dossier):
+            return []
+        bundle, lead = self._bundle, self.choose(dossier).lead
+        requests = [
+            Writing(
+                prompt=explain_prompt(context, verdict.p_yes >= 0.5, bundle.config.prompt),
+                vectors=_vectors(dossier, at),
+                adapter=lead,
+                grammar=reasoning_regex(context, verdict.p_yes >= 0.5),
+                max_tokens=bundle.config.serve.reasoning_tokens,
+                temperature=RETRY_TEMPERATURE if attempt else 0.0,
+                seed=attempt,
+            )
+            for at, (context, verdict) in enumerate(zip(dossier.contexts, verdicts, strict=True))
+        ]
+        texts = await self._engine.write(requests)
+        reasons = ([step for _, step in parse_reasoning(text).steps] for text in texts)
+        return [
+            verdict.model_copy(update={"reasoning": steps})
+            for verdict, steps in zip(verdicts, reasons, strict=True)
+        ]
+
+    async def reconsider(self, dossier: Dossier, round: int) -> list[SecondLook]:
+        """Decide again with `round` sections left out at a time, and as the next segment's expert would.
+
+        Only sections that a prompt has are left out, so an item may have fewer looks than another.
+        """
+        choice, n = self.choose(dossier), len(dossier)
+        segment = self._segment(choice, round)
+        whole = [self._prompt(dossier, at) for at in range(n)]
+        looks = [
+            (at, " and ".join(left_out), prompt)
+            for at in range(n)
+            for left_out in combinations(SECTIONS, round)
+            if (prompt := self._prompt(dossier, at, left_out)) != whole[at]
+        ]
+        again = await self._blend(dossier, [(at, prompt) for at, _, prompt in looks], choice.weights)
+        others = await self._blend(dossier, list(enumerate(whole)), {segment: 1.0}) if segment else []
+        found = [SecondLook({}, {}) for _ in range(n)]
+        for (at, name, _), logit in zip(looks, again, strict=True):
+            found[at].without[name] = apply(self._bundle.calibration, choice.name, float(logit))
+        for at, logit in enumerate(others):
+            found[at].segments[segment] = apply(self._bundle.calibration, segment, float(logit))
+        return found
+
+    async def healthy(self) -> None:
+        """Generate a token; raises EngineError if that fails."""
+        await self._engine.healthy()
+
+    def choose(self, dossier: Dossier) -> Choice:
+        """The gate's choice of experts for the user of the dossier."""
+        return self._bundle.choice(dossier.vectors["user"][0])
+
+    def _segment(self, choice: Choice, round: int) -> str:
+        """Another segment's adapter, the likeliest first; the global one last; empty if there is none."""
+        ranked = sorted(choice.gate, key=lambda name: -choice.gate[name])
+        others = [name for name in ranked if name in self._bundle.experts and name not in choice.weights]
+        if GLOBAL not in choice.weights:
+            others.append(GLOBAL)
+        return others[(round - 1) % len(others)] if others else ""
+
+    def _prompt(self, dossier: Dossier, at: int, without: tuple[str, ...] = ()) -> str:
+        return decide_prompt(dossier.contexts[at], self._bundle.config.prompt, without)
+
+    async def _blend(
+        self, dossier: Dossier, prompts: list[tuple[int, str]], weights: dict[str, float]
+    ) -> np.ndarray:
+        """Blended logits float [n] of (place in the dossier, prompt) pairs, in one call of the engine."""
+        requests = [
+            Scoring(prompt, _vectors(dossier, at), adapter) for adapter in weights for at, prompt in prompts
+        ]
+        if not requests:
+            return np.empty(0, np.float32)
+        logits = (await self._engine.score(requests)).reshape(len(weights), len(prompts))
+        return np.array(list(weights.values())) @ logits
+
+
+def _vectors(dossier: Dossier, at: int) -> dict[str, np.ndarray]:
+    return {name: values[at] for name, values in dossier.vectors.items()}

@@ -1,0 +1,37 @@
+"""What must be in place before vLLM 0.32 is imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def prepare(*, in_process: bool) -> None:
+    """Environment and one repair. in_process: the engine core runs in this process (one device)."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if in_process:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    _shield_llvmlite()
+
+
+def _shield_llvmlite() -> None:
+    """Let vLLM's scan of all modules pass over llvmlite (which numba brings).
+
+    The scan asks every object for `__dict__`; llvmlite's library wrapper answers any name, this one too,
+    with a function, and the scan fails on it. Names with double underscores are no library functions.
+    """
+    from llvmlite.binding import ffi
+
+    wrapper = type(ffi.lib)
+    answer = wrapper.__getattr__
+    if getattr(answer, "shielded", False):
+        return
+
+    def guarded(self: object, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(self, name)
+
+    guarded.shielded = True  # pyright: ignore[reportFunctionMemberAccess]
+    wrapper.__getattr__ = guarded

@@ -1,0 +1,237 @@
+"""The student on vLLM: exact scores, LoRA experts, soft tokens as prompt embeddings, forced cards.
+
+One `LLMEngine` runs in a thread of this process: new requests join the running batch between steps
+(continuous batching), and the engine starts in seconds because no second process is spawned. The same
+class serves online (asyncio) and in batch jobs (`run`).
+
+Two faults of vLLM 0.32 are worked around where they bite: a batch that mixes base and LoRA rows gives
+base rows the last adapter, so every request here names an adapter, and `max_loras` exceeds their
+number; LoRA with prompt embeddings needs the target modules spelled out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ray_app.config import EngineConfig
+from ray_app.engines.student import Scoring, Writing
+from ray_app.engines.vllm_setup import prepare
+from ray_app.errors import EngineError, PromptTooLongError
+from ray_app.student.tokens import Encoded, answer_ids, encode
+
+T = TypeVar("T")
+POLL_S = 0.05
+
+
+class VllmStudent:
+    """Implements `engines.student.StudentEngine`.
+
+    folder holds model/, projector.pt and the adapters; adapters maps a name to its folder (which carries
+    the bundle's version, for prefix caching).
+    """
+
+    def __init__(self, folder: Path, adapters: dict[str, Path], config: EngineConfig):
+        prepare(in_process=config.tensor_parallel == 1)
+        import torch
+        from transformers import AutoTokenizer
+        from vllm import EngineArgs, LLMEngine
+        from vllm.lora.request import LoRARequest
+
+        from ray_app.student.model import Projector
+
+        model = folder / "model" if config.model == "bundle" else Path(config.model)
+        if not model.exists():
+            raise EngineError(f"student model {model} does not exist: run the pipeline until stage publish")
+        self.config = config
+        self.tokenizer = AutoTokenizer.from_pretrained(str(model))
+        self.yes, self.no = answer_ids(self.tokenizer)
+        self._embedding = input_embedding(model)
+        state = torch.load(folder / "projector.pt", weights_only=True)
+        widths = {name.removeprefix("mean_"): len(v) for name, v in state.items() if name.startswith("mean_")}
+        self._projector = Projector(widths, self._embedding.shape[1])
+        self._projector.load_state_dict(state)
+        self._projector.eval()
+        self._adapters = {
+            name: LoRARequest(path.name, number, str(path))
+            for number, (name, path) in enumerate(sorted(adapters.items()), 1)
+        }
+        device: dict[str, Any] = (
+            {"kv_cache_memory_bytes": config.kv_cache_mb << 20, "distributed_executor_backend": "uni"}
+            if config.kv_cache_mb
+            else {"gpu_memory_utilization": config.memory_fraction}
+        )
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(model),
+                dtype=config.dtype,  # pyright: ignore[reportArgumentType]
+                quantization=config.quantization,  # pyright: ignore[reportArgumentType]
+                tensor_parallel_size=config.tensor_parallel,
+                max_model_len=config.max_model_len,
+                enforce_eager=config.eager,
+                enable_prefix_caching=True,
+                enable_prompt_embeds=True,
+                enable_lora=True,
+                max_loras=len(adapters) + 1,
+                max_lora_rank=max(8, _rank(adapters)),
+                lora_target_modules=["q_proj", "v_proj", "qkv_proj"],
+                disable_log_stats=True,
+                **device,
+            )
+        )
+        self._inbox: queue.SimpleQueue[tuple[str, Any, Any, Any, Future[Any]]] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._closed = threading.Event()
+        self._dead: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="vllm-student")
+        self._thread.start()
+
+    async def score(self, requests: list[Scoring]) -> np.ndarray:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0, max_tokens=1, logprob_token_ids=[self.yes, self.no], detokenize=False
+        )
+        outputs = await self._all([(r.prompt, r.vectors, r.adapter, params) for r in requests])
+        logits = np.zeros(len(requests), np.float32)
+        for at, output in enumerate(outputs):
+            found = output.outputs[0].logprobs[0]
+            logits[at] = found[self.yes].logprob - found[self.no].logprob
+        return logits
+
+    async def write(self, requests: list[Writing]) -> list[str]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        jobs = []
+        for request in requests:
+            forced = StructuredOutputsParams(regex=request.grammar) if request.grammar else None
+            params = SamplingParams(
+                temperature=request.temperature,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+                structured_outputs=forced,
+                stop_token_ids=[self.tokenizer.eos_token_id],
+                skip_special_tokens=True,
+                spaces_between_special_tokens=False,
+            )
+            jobs.append((request.prompt, request.vectors, request.adapter, params))
+        return [output.outputs[0].text for output in await self._all(jobs)]
+
+    async def healthy(self) -> None:
+        from vllm import SamplingParams
+
+        width = {name: mapping[0].in_features for name, mapping in self._projector.maps.items()}
+        vectors = {name: np.zeros(size, np.float32) for name, size in width.items()}
+        await self._all([("User:", vectors, min(self._adapters), SamplingParams(max_tokens=1))])
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `score(...)` or `write(...)` from code without an event loop."""
+        return asyncio.run(work)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=30)
+
+    async def _all(self, jobs: list[tuple[str, dict[str, np.ndarray], str, Any]]) -> list[Any]:
+        prompts = [self._prompt(text, vectors) for text, vectors, _, _ in jobs]
+        futures = []
+        for prompt, (_, _, adapter, params) in zip(prompts, jobs, strict=True):
+            if adapter not in self._adapters:
+                raise EngineError(f"no adapter {adapter!r}: the bundle has {', '.join(self._adapters)}")
+            future: Future[Any] = Future()
+            self._inbox.put((str(next(self._numbers)), prompt, params, self._adapters[adapter], future))
+            futures.append(asyncio.wrap_future(future))
+        if self._dead is not None:
+            raise EngineError(f"the student engine has stopped: {self._dead}")
+        return list(await asyncio.gather(*futures))
+
+    def _prompt(self, text: str, vectors: dict[str, np.ndarray]) -> dict[str, Any]:
+        encoded = encode(self.tokenizer, text)
+        if len(encoded.ids) >= self.config.max_model_len:
+            raise PromptTooLongError(
+                f"a prompt has {len(encoded.ids)} tokens, max_model_len is {self.config.max_model_len}: "
+                f"raise it, or lower prompt.history"
+            )
+        return {"prompt_embeds": self.embed(encoded, vectors)}
+
+    def embed(self, encoded: Encoded, vectors: dict[str, np.ndarray]) -> Any:
+        """[T, H] input embeddings with the soft tokens in place."""
+        import torch
+
+        with torch.no_grad():
+            embeddings = self._embedding[torch.tensor(encoded.ids)].clone()
+            for name, at in encoded.soft.items():
+                value = torch.from_numpy(np.asarray(vectors[name], np.float32))[None]
+                embeddings[at] = self._projector(name, value)[0].to(embeddings.dtype)
+        return embeddings
+
+    def _serve(self) -> None:
+        """The engine's thread: take in what has arrived, step, hand out what has finished."""
+        waiting: dict[str, Future[Any]] = {}
+        try:
+            while not self._closed.is_set():
+                self._take(waiting, block=not waiting)
+                if not waiting:
+                    continue
+                for output in self._engine.step():
+                    if output.finished and output.request_id in waiting:
+                        _settle(waiting.pop(output.request_id), output)
+        except BaseException as error:
+            self._dead = error
+        failure = EngineError(f"the student engine has stopped: {self._dead or 'closed'}")
+        while not self._inbox.empty():
+            waiting[""] = self._inbox.get()[-1]
+            _fail(waiting.pop(""), failure)
+        for future in waiting.values():
+            _fail(future, failure)
+
+    def _take(self, waiting: dict[str, Future[Any]], *, block: bool) -> None:
+        while True:
+            try:
+                number, prompt, params, adapter, future = self._inbox.get(block=block, timeout=POLL_S)
+            except queue.Empty:
+                return
+            block = False
+            try:
+                self._engine.add_request(number, prompt, params, lora_request=adapter)
+                waiting[number] = future
+            except ValueError as error:
+                _fail(future, EngineError(f"the student engine refused a request: {error}"))
+
+
+def input_embedding(model: Path) -> Any:
+    """The input embedding matrix [V, H] of a saved model, read without loading the rest."""
+    import json
+
+    from safetensors import safe_open
+
+    index = model / "model.safetensors.index.json"
+    name = "model.embed_tokens.weight"
+    file = json.loads(index.read_text())["weight_map"][name] if index.exists() else "model.safetensors"
+    with safe_open(str(model / file), framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def _rank(adapters: dict[str, Path]) -> int:
+    import json
+
+    return max(json.loads((path / "adapter_config.json").read_text())["r"] for path in adapters.values())
+
+
+def _settle(future: Future[Any], output: Any) -> None:
+    if not future.cancelled():
+        future.set_result(output)
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,166 @@
+"""One deployment per agent: thin shells that open what the agent needs and pass calls on.
+
+Queues are bounded at every hop. Only Reasoning holds a model; it scales by the requests it has at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.deployment import Deployment
+
+from ray_app.agents.explanation import ExplanationAgent
+from ray_app.agents.interface import Detail, Dossier, Profile, Proposal, Review, SecondLook, UserView
+from ray_app.agents.reasoning import ReasoningAgent
+from ray_app.agents.reflection import ReflectionAgent
+from ray_app.agents.retrieval import DataRetrievalAgent
+from ray_app.agents.swing import SwingAgent
+from ray_app.artifacts import Folder
+from ray_app.bundle import Bundle
+from ray_app.config import EngineConfig, ServeConfig
+from ray_app.data.store import Store, UserSummary
+from ray_app.engines.student import StudentEngine
+from ray_app.records import Explanation, Interaction, Item, Verdict
+from serve.settings import Settings
+
+MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
+HEALTH_S = 30.0
+"""A replica that generates no token in this time is replaced."""
+SMALL_CPUS = 0.2
+"""Logical CPUs of an agent without a model: it mostly waits."""
+REASONING_CPUS = 0.5
+UPSCALE_S, DOWNSCALE_S = 10.0, 300.0
+
+
+class Retrieval:
+    def __init__(self, settings: Settings):
+        self._agent = DataRetrievalAgent(open_bundle(settings), Store(settings.store))
+
+    async def fetch(self, user_id: str, item_id: str | None) -> UserView:
+        return await self._agent.fetch(user_id, item_id)
+
+    async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
+        return await self._agent.assemble(view, proposal)
+
+    async def profile(self, user_id: str, limit: int) -> Profile:
+        return await self._agent.profile(user_id, limit)
+
+    async def users(self, limit: int, prefix: str) -> list[UserSummary]:
+        return await self._agent.users(limit, prefix)
+
+    async def item(self, item_id: str) -> Item:
+        return await self._agent.item(item_id)
+
+    async def items(self, limit: int, text: str) -> list[Item]:
+        return await self._agent.items(limit, text)
+
+    async def record(self, interaction: Interaction, event: str, key: str | None) -> bool:
+        return await self._agent.record(interaction, event, key)
+
+    async def version(self) -> str | None:
+        return await self._agent.version()
+
+
+class Swing:
+    def __init__(self, settings: Settings):
+        self._agent = SwingAgent(open_bundle(settings))
+
+    async def propose(self, view: UserView, n: int) -> Proposal:
+        return await self._agent.propose(view, n)
+
+    async def estimate(self, dossier: Dossier) -> list[Verdict]:
+        return await self._agent.estimate(dossier)
+
+
+class Reasoning:
+    def __init__(self, settings: Settings, make_student: MakeStudent):
+        bundle = open_bundle(settings)
+        self._agent = ReasoningAgent(bundle, make_student(bundle, settings.config.serve.engine))
+
+    async def decide(self, dossier: Dossier) -> list[Verdict]:
+        return await self._agent.decide(dossier)
+
+    async def write(self, dossier: Dossier, verdicts: list[Verdict], attempt: int) -> list[Verdict]:
+        return await self._agent.write(dossier, verdicts, attempt)
+
+    async def reconsider(self, dossier: Dossier, round: int) -> list[SecondLook]:
+        return await self._agent.reconsider(dossier, round)
+
+    async def healthy(self) -> None:
+        await self._agent.healthy()
+
+    async def check_health(self) -> None:
+        """Serve calls this; an exception has the replica replaced."""
+        await asyncio.wait_for(self._agent.healthy(), HEALTH_S)
+
+
+class Reflection:
+    def __init__(self, settings: Settings):
+        self._agent = ReflectionAgent(settings.config.serve)
+
+    async def triggers(
+        self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool
+    ) -> list[list[str]]:
+        return await self._agent.triggers(dossier, verdicts, high_stakes)
+
+    async def synthesise(
+        self,
+        dossier: Dossier,
+        verdicts: list[Verdict],
+        triggers: list[list[str]],
+        looks: list[list[SecondLook]],
+    ) -> list[Review]:
+        return await self._agent.synthesise(dossier, verdicts, triggers, looks)
+
+
+class Explaining:
+    def __init__(self):
+        self._agent = ExplanationAgent()
+
+    async def present(
+        self, dossier: Dossier, verdicts: list[Verdict], detail: Detail
+    ) -> list[Explanation]:
+        return await self._agent.present(dossier, verdicts, detail)
+
+
+def open_bundle(settings: Settings) -> Bundle:
+    """The bundle, from this node's copy of it where it lies elsewhere."""
+    return Bundle.open(Folder(settings.bundle).local())
+
+
+def small(agent: type, name: str, config: ServeConfig) -> Deployment:
+    """The deployment of an agent without a model: one replica."""
+    return serve.deployment(
+        agent,
+        name=name,
+        num_replicas=1,
+        max_ongoing_requests=config.max_ongoing,
+        max_queued_requests=config.max_queued,
+        ray_actor_options={"num_cpus": SMALL_CPUS},
+    )
+
+
+def reasoning(config: ServeConfig) -> Deployment:
+    """The deployment of the reasoning agent: fixed or autoscaled, with its share of a GPU."""
+    fixed = config.reasoning_max_replicas <= config.reasoning_replicas
+    scaling = AutoscalingConfig(
+        min_replicas=config.reasoning_replicas,
+        max_replicas=max(config.reasoning_replicas, config.reasoning_max_replicas),
+        target_ongoing_requests=max(1.0, config.max_ongoing / 2),
+        upscale_delay_s=UPSCALE_S,
+        downscale_delay_s=DOWNSCALE_S,
+    )
+    replicas = {"num_replicas": config.reasoning_replicas} if fixed else {"autoscaling_config": scaling}
+    return serve.deployment(
+        Reasoning,
+        name="Reasoning",
+        max_ongoing_requests=config.max_ongoing,
+        max_queued_requests=config.max_queued,
+        health_check_period_s=10.0,
+        health_check_timeout_s=HEALTH_S,
+        ray_actor_options={"num_cpus": REASONING_CPUS, "num_gpus": config.reasoning_gpus},
+        **replicas,
+    )

@@ -1,0 +1,82 @@
+"""The vLLM engine with a tiny random Llama: texts, seeds, and prompts that do not fit."""
+
+import pytest
+
+from ray_app.config import EngineConfig
+from ray_app.engines.interface import GenerationRequest, make_engine
+from ray_app.records import Context, Item
+
+pytestmark = pytest.mark.slow
+CONTEXT = Context(
+    user_id="u",
+    timestamp=1,
+    history_count=0,
+    like_rate=0.5,
+    target=Item(item_id="t", title="T"),
+    profile=[],
+    evidence=[],
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random Llama of two layers with a word-level tokenizer that has a chat template."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *"Answer Yes No Reasoning : . user liked the item e1 why not".split()]
+    core = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %} Answer :"
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    config = EngineConfig(
+        kind="vllm", model=model, dtype="float32", kv_cache_mb=32, eager=True, max_model_len=96
+    )
+    made = make_engine(config)
+    yield made
+    made.close()
+
+
+def ask(name: str, prompt: str = "why the item", **more) -> GenerationRequest:
+    facts = {"template": "plain", "n": 2, "temperature": 1.0, "max_tokens": 12, "seed": 5}
+    return GenerationRequest(id=name, prompt=prompt, context=CONTEXT, **(facts | more))
+
+
+def test_texts_come_back_in_order_with_their_tokens(engine):
+    long = "the user " * 60
+    first, second, third = engine.generate([ask("a"), ask("b", long), ask("c", "why not", n=1)])
+    assert [first.id, second.id, third.id] == ["a", "b", "c"]
+    assert (len(first.texts), len(third.texts)) == (2, 1)
+    assert all(1 <= tokens <= 12 for tokens in first.tokens + third.tokens)
+    assert second.error == "prompt of 123 tokens and 12 to write do not fit into max_model_len 96"
+    assert engine.generate([]) == []
+
+
+def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(engine):
+    (alone,) = engine.generate([ask("a")])
+    crowd = engine.generate([ask(str(n), seed=n) for n in range(6)])
+    assert crowd[5].texts == alone.texts
+    assert len({tuple(answer.texts) for answer in crowd}) > 1
