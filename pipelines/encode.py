@@ -1,7 +1,7 @@
 """Stage encode: the collaborative vectors of every row, from what was known before it.
 
 Writes user.npy, item.npy, pair.npy (float32 [rows, width]), rolling.npy (float64 [rows, 5], see
-`collab.rolling`), latent/<snapshot>.npy and state-<moment>.npz for `test` and `final`.
+`collab.rolling`), latent/<snapshot>.npy and state-<moment>.npz for `valid`, `test` and `final`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray_app.collab import features, latent
 from ray_app.collab.features import Catalogue, Histories
 from ray_app.collab.rolling import roll
 from ray_app.config import Config
-from ray_app.swing.snapshots import load_snapshot, snapshot_for
+from ray_app.swing.snapshots import FINAL, load_snapshot, snapshot_for
 
 
 def spec(config: Config, run: Run) -> StageSpec:
@@ -62,7 +62,7 @@ def encode_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
 
     rolling, final = rolled(len(users))
     snapshots = swing.read_json("snapshots.json")
-    for name, cut in ((s["name"], s["cut"]) for s in snapshots if s["name"] in ("test", "final")):
+    for name, cut in ((s["name"], s["cut"]) for s in snapshots if s["name"] in ("valid", "test", FINAL)):
         state = final if cut is None else rolled(int(np.searchsorted(timestamps, cut)))[1]
         with folder.replacing(f"state-{name}.npz") as local, open(local, "wb") as file:
             state.save(file)

@@ -121,7 +121,8 @@ def yes_no_rows(config: Config, run: Run, row_ids: np.ndarray) -> pa.Table:
         concurrency=2,
         num_cpus=1,
     )
-    made = pa.concat_tables(ray.get(dataset.to_arrow_refs())).cast(EXAMPLES)
+    blocks: Any = ray.get(dataset.to_arrow_refs())  # pyright: ignore[reportCallIssue, reportArgumentType]
+    made = pa.concat_tables(blocks).cast(EXAMPLES)
     where = {int(row): at for at, row in enumerate(made["row_id"].to_numpy())}
     return made.take([where[int(row)] for row in row_ids])
 

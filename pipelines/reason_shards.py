@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from ray_app import errors
 from ray_app.artifacts import Folder, Run
 from ray_app.config import Config, EngineConfig
 from ray_app.engines.cache import CachedEngine
@@ -25,6 +26,8 @@ from ray_app.teacher.refinement import Outcome, Refiner, Row
 DEAD = pa.schema([("row_id", pa.int64()), ("reason", pa.string()), ("attempts", pa.int32())])
 """`dead/*.parquet`: rows without a trace because the engine could not serve them."""
 MAX_ATTEMPTS = 2
+"""A row's chances to be served."""
+MAX_DEATHS = 3
 PROGRESS_S = 5.0
 
 
@@ -48,8 +51,8 @@ def dead_name(number: int) -> str:
 class ShardWorker:
     """A Ray Data actor that holds an engine and turns shards of rows into files of traces.
 
-    Engine and contexts are opened with the first shard: what goes wrong there reaches the driver as the
-    error it is, while a constructor's error arrives as text only.
+    Engine and contexts are opened with the first shard, and errors of ours are returned with it by name
+    and message: raised here, they would reach the driver as a page of Ray's own text.
     """
 
     def __init__(self, config: Config, run: Run, contexts: OpenContexts, folder: Folder, tally: Any):
@@ -57,6 +60,7 @@ class ShardWorker:
         self._open_contexts = partial(contexts, config, run.folder.uri)
         self._folder = folder
         self._tally = tally
+        self._deaths = 0
 
     @cached_property
     def _contexts(self) -> Contexts:
@@ -67,9 +71,13 @@ class ShardWorker:
         return open_engine(self._config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        for shard, retry, row_ids, labels in zip(*batch.to_pydict().values(), strict=True):
-            self._shard(shard, retry, row_ids, labels)
-        return batch.select(["shard"])
+        failures = {"error": "", "message": ""}
+        try:
+            for shard, retry, row_ids, labels in zip(*batch.to_pydict().values(), strict=True):
+                self._shard(shard, retry, row_ids, labels)
+        except RationaleError as error:
+            failures = {"error": type(error).__name__, "message": str(error)}
+        return pa.Table.from_pylist([failures])
 
     def _shard(self, shard: int, retry: bool, row_ids: list[int], labels: list[bool]) -> None:
         """Write the traces last: a shard whose file exists is done, its dead letters too."""
@@ -97,14 +105,23 @@ class ShardWorker:
                 pq.write_table(pa.Table.from_pylist(table, schema=schema), path, compression="zstd")
 
     def _reason(self, rows: list[Row]) -> Outcome:
-        """One batch; if the engine dies over it, its rows failed and a new engine takes over."""
+        """One batch; if the engine dies over it, its rows failed and a new engine takes over.
+
+        An engine that dies MAX_DEATHS times in a row is not the rows' fault: its error ends the stage.
+        """
         config = self._config
+        refiner = Refiner(self._engine, config.reason, config.prompt, config.seed)
         try:
-            return Refiner(self._engine, config.reason, config.prompt, config.seed).run(rows)
+            outcome = refiner.run(rows)
         except EngineError as error:
+            self._deaths += 1
+            if self._deaths >= MAX_DEATHS:
+                raise
             self._engine.close()
             self._engine = open_engine(config)
             return Outcome(failed={row.row_id: f"engine died: {error}" for row in rows})
+        self._deaths = 0
+        return outcome
 
 
 def open_engine(config: Config) -> Engine:
@@ -112,7 +129,7 @@ def open_engine(config: Config) -> Engine:
     engine = make_engine(config.reason.engine)
     if config.reason.engine.kind == "evidence":
         return engine
-    return CachedEngine(engine, Folder(str(Path(config.data.cache).expanduser())).folder("reason"))
+    return CachedEngine(engine, Folder(os.path.expanduser(config.data.cache)).folder("reason"))
 
 
 @ray.remote(num_cpus=0)
@@ -158,11 +175,9 @@ def work(
     )
     total = sum(len(row["row_ids"]) for row in table)
     with _Progress(tally, total, "reason retry" if retry else "reason"):
-        try:
-            for _ in dataset.iter_batches(batch_size=None):
-                pass
-        except Exception as error:
-            raise _cause(error) from error
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
 
 
 def _gpus(engine: EngineConfig) -> int | None:
@@ -195,17 +210,6 @@ class _Progress:
                 f"{self._name}: {rows}/{self._total} rows, {failed} failed, {rate:.0f} rows/s, {left}",
                 flush=True,
             )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of ours that Ray wrapped, or the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RationaleError):
-            return type(seen)(str(getattr(seen, "cause", seen)))
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return error
 
 
 def _trace_row(trace: Trace, context: Context) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Stage train: tokenize the mix, cluster the users, run the phases on Ray Train + DeepSpeed, calibrate.
 
-Writes tokenizer/ (bootstrapped base), tokens/, clusters.npz, one folder per phase (see `student.phases`)
-and calibration.json.
+Writes tokenizer/ (bootstrapped base), tokens/, one folder per phase (see `student.phases`), curves.json,
+experts.json and, ready for an engine, student/: model/ (a bootstrapped base), projector.pt, adapters/<name>,
+clusters.npz and calibration.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ray_app.records import Context, Trace
 from ray_app.student import calibration
 from ray_app.student.batching import sequence
 from ray_app.student.experts import GLOBAL, Clusters, choose, cluster_users
-from ray_app.student.phases import load_tokenizer
+from ray_app.student.phases import BOOTSTRAP, PROJECTOR, load_tokenizer
 from ray_app.student.tokens import NO, YES, train_tokenizer
 
 TOKENS = pa.schema(
@@ -78,7 +79,7 @@ def train_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     for name in ("examples", "valid", *(["corpus"] if config.student.base is None else [])):
         tokenize(config, run, local, name, of_user)
     fit(config, run, local, len(clusters.names))
-    return finish(config, run, local, clusters, vectors)
+    return finish(config, run, local, clusters, of_user, vectors)
 
 
 def cluster_stage(
@@ -89,8 +90,6 @@ def cluster_stage(
     last = train.group_by("user", maintain_order=True).agg(pl.col("row_id").max()).sort("user")
     known = np.asarray(vectors[last["row_id"].to_numpy()])
     clusters = cluster_users(known, config.train.min_experts, config.train.max_experts, config.seed)
-    with Folder(local).replacing("clusters.npz") as scratch, open(scratch, "wb") as file:
-        np.savez(file, **clusters.arrays())
     of_user = np.full(int(rows["user"].max()) + 1, -1, np.int32)  # pyright: ignore[reportArgumentType]
     of_user[last["user"].to_numpy()] = clusters.assign(known)
     return clusters, of_user
@@ -228,7 +227,14 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
     shutil.rmtree(local / "checkpoints", ignore_errors=True)
 
 
-def finish(config: Config, run: Run, local: Path, clusters: Clusters, vectors: np.ndarray) -> dict[str, Any]:
+def finish(
+    config: Config,
+    run: Run,
+    local: Path,
+    clusters: Clusters,
+    of_user: np.ndarray,
+    vectors: np.ndarray,
+) -> dict[str, Any]:
     """Calibrate every adapter on validation rows, through the gate that serves; gather the curves."""
     valid = pl.read_parquet(run.stage("mix").path("valid.parquet"), columns=["row_id", "label"])
     row_ids, labels = valid["row_id"].to_numpy(), valid["label"].to_numpy()
@@ -237,11 +243,13 @@ def finish(config: Config, run: Run, local: Path, clusters: Clusters, vectors: n
     maps = calibration.fit_all(names, gated, labels)
     maps[GLOBAL] = calibration.fit(logits[GLOBAL], labels)
     folder = Folder(local)
-    folder.write_json("calibration.json", maps)
+    lay_out(config, local, clusters)
+    folder.write_json("student/calibration.json", maps)
     curves = {name: json.loads((local / name / "done.json").read_bytes()) for name in phase_names(local)}
     folder.write_json("curves.json", curves)
     assigned = clusters.assign(np.asarray(vectors[row_ids]))
-    folder.write_json("experts.json", expert_table(clusters, assigned, labels, logits))
+    members = np.bincount(of_user[of_user >= 0], minlength=len(clusters.names))
+    folder.write_json("experts.json", expert_table(clusters, members, assigned, labels, logits))
     trained = [name for name in curves if name != GLOBAL]
     return {
         "experts": len(clusters.names),
@@ -251,6 +259,20 @@ def finish(config: Config, run: Run, local: Path, clusters: Clusters, vectors: n
         "valid_auc_gated": round(_auc(labels, gated), 5),
         "phases": len(trained) + 1,
     }
+
+
+def lay_out(config: Config, local: Path, clusters: Clusters) -> None:
+    """Put together student/ from what the phases left."""
+    student = local / "student"
+    shutil.rmtree(student, ignore_errors=True)
+    for name in (GLOBAL, *clusters.names):
+        shutil.copytree(local / name / "adapter", student / "adapters" / name)
+    shutil.copy(local / GLOBAL / PROJECTOR, student / PROJECTOR)
+    if config.student.base is None:
+        shutil.copytree(local / BOOTSTRAP / "base", student / "model")
+        shutil.copytree(local / "tokenizer", student / "model", dirs_exist_ok=True)
+    with open(student / "clusters.npz", "wb") as file:
+        clusters.save(file)
 
 
 def gate_logits(
@@ -267,7 +289,11 @@ def gate_logits(
 
 
 def expert_table(
-    clusters: Clusters, assigned: np.ndarray, labels: np.ndarray, logits: dict[str, np.ndarray]
+    clusters: Clusters,
+    members: np.ndarray,
+    assigned: np.ndarray,
+    labels: np.ndarray,
+    logits: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """Each expert beside the global adapter on the validation rows of its cluster."""
     table = []
@@ -276,6 +302,7 @@ def expert_table(
         table.append(
             {
                 "expert": name,
+                "users": int(members[number]),
                 "valid_rows": int(rows.sum()),
                 "auc_expert": round(_auc(labels[rows], logits[name][rows]), 4),
                 "auc_global": round(_auc(labels[rows], logits[GLOBAL][rows]), 4),

@@ -105,13 +105,13 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     optimizer = torch.optim.AdamW(
         parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=config.train.weight_decay
     )
-    engine, *_ = deepspeed.initialize(
+    engine: Any = deepspeed.initialize(
         model=student,
-        model_parameters=parameters,
+        model_parameters=parameters,  # pyright: ignore[reportArgumentType]
         optimizer=optimizer,
         config=settings,
         dist_init_required=False,
-    )
+    )[0]
     total = steps_of(rows, phase, config, world, data.tokenizer.pad_token_id)
     step, curve = restore(engine, phase, world)
     begin, saved = time.monotonic(), time.monotonic()
@@ -192,7 +192,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    moved = {
+    moved: dict[str, Any] = {
         name: {key: tensor.to(device) for key, tensor in value.items()}
         if isinstance(value, dict)
         else value.to(device)

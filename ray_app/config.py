@@ -22,9 +22,9 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """Shares of a global time split; ignored where the interactions have a `split` column."""
 
-    train: float = Field(0.8, gt=0, lt=1)
-    valid: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.1, gt=0, lt=1)
+    train: float = Field(default=0.8, gt=0, lt=1)
+    valid: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitConfig:
@@ -50,7 +50,7 @@ class DataConfig(Section):
     """label = rating >= this."""
     rating_range: tuple[float, float] = (0.0, 5.0)
     """Lowest and highest rating there can be; a row outside is rejected."""
-    max_reject_rate: float = Field(0.01, ge=0, le=1)
+    max_reject_rate: float = Field(default=0.01, ge=0, le=1)
     """More rejected rows than this share stops the run."""
     cache: str = "~/.cache/rationale"
     """Folder for what is downloaded once."""
@@ -72,26 +72,26 @@ class DataConfig(Section):
 class SwingConfig(Section):
     """Item and user neighbours. Parameter names and semantics are Flink ML's."""
 
-    alpha1: float = Field(15.0, ge=0)
-    alpha2: float = Field(0.0, ge=0)
-    beta: float = Field(0.3, ge=0)
-    min_behavior: int = Field(2, ge=1)
-    max_behavior: int = Field(1000, ge=1)
-    max_users_per_item: int = Field(1000, ge=2)
-    k: int = Field(100, ge=1)
-    min_common_users: int = Field(2, ge=1)
+    alpha1: float = Field(default=15.0, ge=0)
+    alpha2: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=0.3, ge=0)
+    min_behavior: int = Field(default=2, ge=1)
+    max_behavior: int = Field(default=1000, ge=1)
+    max_users_per_item: int = Field(default=1000, ge=2)
+    k: int = Field(default=100, ge=1)
+    min_common_users: int = Field(default=2, ge=1)
     normalize: Literal["none", "max", "product", "sqrt"] = "sqrt"
     """Raw Swing grows like popularity squared; `sqrt` is sqrt(score / (n_i * n_j)), much like a cosine."""
-    snapshots: int = Field(6, ge=1)
+    snapshots: int = Field(default=6, ge=1)
     """Points in the training period at which neighbours are computed anew, from earlier rows only."""
-    user_k: int = Field(30, ge=1)
-    user_min_similarity: float = Field(0.05, ge=0)
-    user_min_common: int = Field(2, ge=1)
-    user_shrinkage: float = Field(8.0, ge=0)
+    user_k: int = Field(default=30, ge=1)
+    user_min_similarity: float = Field(default=0.05, ge=0)
+    user_min_common: int = Field(default=2, ge=1)
+    user_shrinkage: float = Field(default=8.0, ge=0)
     """similarity = cosine * n / (n + shrinkage), n = number of common items."""
-    user_diversity: float = Field(0.8, gt=0, le=1)
+    user_diversity: float = Field(default=0.8, gt=0, le=1)
     """Lambda of maximal marginal relevance: 1 is pure similarity."""
-    half_life_days: float = Field(180.0, gt=0)
+    half_life_days: float = Field(default=180.0, gt=0)
 
     @model_validator(mode="after")
     def _bounds(self) -> SwingConfig:
@@ -105,21 +105,21 @@ class SwingConfig(Section):
 class CollabConfig(Section):
     """Collaborative vectors."""
 
-    dimensions: int = Field(16, ge=2)
+    dimensions: int = Field(default=16, ge=2)
     """Latent dimensions of the item co-occurrence factorisation."""
-    prior: float = Field(8.0, gt=0)
+    prior: float = Field(default=8.0, gt=0)
     """Pseudo-counts of a rate's prior: rate = (positives + prior * expected) / (n + prior)."""
 
 
 class PromptConfig(Section):
     """How much evidence a prompt carries."""
 
-    history: int = Field(8, ge=1)
-    neighbours: int = Field(4, ge=0)
-    candidates: int = Field(4, ge=0)
+    history: int = Field(default=8, ge=1)
+    neighbours: int = Field(default=4, ge=0)
+    candidates: int = Field(default=4, ge=0)
     """Other candidates named in the pool section."""
-    title_chars: int = Field(48, ge=8)
-    features: int = Field(4, ge=0)
+    title_chars: int = Field(default=48, ge=8)
+    features: int = Field(default=4, ge=0)
     """Features (genres) shown per item, at most."""
     explain_titles: bool = False
     """Show titles in the student's explain prompt. A tiny model is more truthful without; a pretrained
@@ -134,10 +134,10 @@ class EngineConfig(Section):
     """Model name or folder; `evidence` needs none."""
     dtype: str = "auto"
     quantization: str | None = None
-    tensor_parallel: int = Field(1, ge=1)
-    replicas: int = Field(1, ge=1)
-    max_model_len: int = Field(2048, ge=16)
-    memory_fraction: float = Field(0.9, gt=0, le=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1)
+    max_model_len: int = Field(default=2048, ge=16)
+    memory_fraction: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory for weights and KV cache."""
     kv_cache_mb: int | None = None
     """Explicit KV cache size; needed on CPU."""
@@ -147,48 +147,48 @@ class EngineConfig(Section):
     """`openai`: the endpoint."""
     api_key_env: str | None = None
     """`openai`: name of the environment variable that holds the key."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
 
 
 class ReasonConfig(Section):
     """The teacher: which rows, how many paths, how they are checked."""
 
     engine: EngineConfig = EngineConfig()
-    fraction: float = Field(0.08, gt=0, le=1)
+    fraction: float = Field(default=0.08, gt=0, le=1)
     """Share of training rows that are reasoned about."""
-    paths: int = Field(2, ge=1)
-    temperature: float = Field(0.7, ge=0)
-    max_tokens: int = Field(320, ge=16)
-    rounds: int = Field(2, ge=0)
+    paths: int = Field(default=2, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    max_tokens: int = Field(default=320, ge=16)
+    rounds: int = Field(default=2, ge=0)
     """Reflection rounds for a row whose paths all fail verification."""
-    batch_size: int = Field(256, ge=1)
-    shard_rows: int = Field(1024, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    shard_rows: int = Field(default=1024, ge=1)
     """Rows per shard; a shard is the unit of resume."""
 
 
 class MixConfig(Section):
     """The training examples."""
 
-    reason_share: float = Field(0.2, gt=0, lt=1)
+    reason_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of examples that carry reasoning; the rest are Yes/No rows."""
 
 
 class LoraSection(Section):
-    r: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"])
 
 
 class BootstrapConfig(Section):
     """A small Llama made from the run's own corpus, for machines without a pretrained base."""
 
-    hidden: int = Field(96, ge=16)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    vocab: int = Field(2000, ge=300)
-    epochs: float = Field(2.0, gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
+    hidden: int = Field(default=96, ge=16)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    vocab: int = Field(default=2000, ge=300)
+    epochs: float = Field(default=2.0, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
 
 
 class StudentConfig(Section):
@@ -198,7 +198,7 @@ class StudentConfig(Section):
     """Folder or hub name of a causal LM; null bootstraps a tiny one."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     lora: LoraSection = LoraSection()
-    max_length: int = Field(512, ge=32)
+    max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -210,29 +210,29 @@ class LossWeights(Section):
 class TrainConfig(Section):
     """Ray Train + DeepSpeed."""
 
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     use_gpu: bool = False
-    cpus_per_worker: float = Field(1.0, gt=0)
-    threads: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    threads: int = Field(default=2, ge=1)
     """torch threads per worker on CPU."""
     deepspeed: str = "configs/deepspeed/zero2.json"
-    batch_tokens: int = Field(8192, ge=64)
+    batch_tokens: int = Field(default=8192, ge=64)
     """Tokens per optimizer step and worker: batches are bucketed by length."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     """Passes of the global adapter over the mix."""
-    expert_epochs: float = Field(1.0, gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
+    expert_epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     loss_rec: LossWeights = LossWeights(answer=0.9, text=0.1)
     loss_reason: LossWeights = LossWeights(answer=0.1, text=0.9)
-    section_dropout: float = Field(0.5, ge=0, lt=1)
+    section_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Probability that a Yes/No row's prompt loses each optional section in training."""
-    min_experts: int = Field(3, ge=1)
-    max_experts: int = Field(5, ge=1)
-    checkpoint_every_s: float = Field(60.0, gt=0)
-    max_failures: int = Field(2, ge=0)
-    valid_rows: int = Field(2000, ge=10)
+    min_experts: int = Field(default=3, ge=1)
+    max_experts: int = Field(default=5, ge=1)
+    checkpoint_every_s: float = Field(default=60.0, gt=0)
+    max_failures: int = Field(default=2, ge=0)
+    valid_rows: int = Field(default=2000, ge=10)
     """Validation rows scored during training."""
 
     @model_validator(mode="after")
@@ -247,15 +247,15 @@ class EvaluateConfig(Section):
         kind="vllm", model="bundle", dtype="float32", kv_cache_mb=96, eager=True, max_model_len=768
     )
     k: list[int] = Field(default_factory=lambda: [5, 10, 20])
-    rows: int = Field(4000, ge=10)
+    rows: int = Field(default=4000, ge=10)
     """Test rows the student scores; whole users, seeded."""
-    catalogue_users: int = Field(60, ge=1)
+    catalogue_users: int = Field(default=60, ge=1)
     """Users of the full-catalogue protocol that the student re-ranks."""
-    catalogue_candidates: int = Field(100, ge=1)
+    catalogue_candidates: int = Field(default=100, ge=1)
     """Candidates the student re-ranks per user in that protocol."""
-    explanations: int = Field(200, ge=1)
+    explanations: int = Field(default=200, ge=1)
     """Reasoning texts generated and judged."""
-    bootstrap: int = Field(1000, ge=10)
+    bootstrap: int = Field(default=1000, ge=10)
     """Bootstrap resamples over users."""
     bleurt: str | None = None
     """Folder with a BLEURT checkpoint."""
@@ -264,52 +264,52 @@ class EvaluateConfig(Section):
 class GateConfig(Section):
     """Expert choice from cosine similarity of the user to cluster means."""
 
-    temperature: float = Field(0.1, gt=0)
-    single: float = Field(0.5, gt=0, lt=1)
+    temperature: float = Field(default=0.1, gt=0)
+    single: float = Field(default=0.5, gt=0, lt=1)
     """One expert if its weight exceeds single + margin / n_experts."""
-    margin: float = Field(0.6, ge=0)
-    entropy: float = Field(0.95, gt=0, le=1)
+    margin: float = Field(default=0.6, ge=0)
+    entropy: float = Field(default=0.95, gt=0, le=1)
     """The global adapter if the weights' entropy is at least this share of ln(n_experts)."""
 
 
 class ServeConfig(Section):
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
     engine: EngineConfig = EngineConfig(
         kind="vllm", model="bundle", dtype="float32", kv_cache_mb=96, eager=True, max_model_len=768
     )
     gate: GateConfig = GateConfig()
     store: str | None = None
     """SQLAlchemy URL; null uses SQLite inside the run folder."""
-    candidates: int = Field(60, ge=1)
+    candidates: int = Field(default=60, ge=1)
     """Candidates scored per request."""
-    max_k: int = Field(50, ge=1)
-    confidence: float = Field(0.6, gt=0.5, lt=1)
+    max_k: int = Field(default=50, ge=1)
+    confidence: float = Field(default=0.6, gt=0.5, lt=1)
     """Reflection is triggered below this calibrated confidence."""
-    reflection_rounds: int = Field(1, ge=0)
-    deadline_s: float = Field(20.0, gt=0)
-    max_ongoing: int = Field(16, ge=1)
-    max_queued: int = Field(64, ge=0)
-    reasoning_replicas: int = Field(1, ge=1)
-    reasoning_max_replicas: int = Field(1, ge=1)
-    reasoning_gpus: float = Field(0.0, ge=0)
-    reasoning_tokens: int = Field(160, ge=16)
+    reflection_rounds: int = Field(default=1, ge=0)
+    deadline_s: float = Field(default=20.0, gt=0)
+    max_ongoing: int = Field(default=16, ge=1)
+    max_queued: int = Field(default=64, ge=0)
+    reasoning_replicas: int = Field(default=1, ge=1)
+    reasoning_max_replicas: int = Field(default=1, ge=1)
+    reasoning_gpus: float = Field(default=0.0, ge=0)
+    reasoning_tokens: int = Field(default=160, ge=16)
 
 
 class RayConfig(Section):
     """The local cluster that `make run` starts."""
 
-    num_cpus: int = Field(6, ge=2)
+    num_cpus: int = Field(default=6, ge=2)
     """Logical CPUs: more than cores, since most of our processes wait."""
-    object_store_mb: int = Field(512, ge=100)
-    port: int = Field(6385, ge=1024, le=65535)
-    dashboard_port: int = Field(8267, ge=1024, le=65535)
+    object_store_mb: int = Field(default=512, ge=100)
+    port: int = Field(default=6385, ge=1024, le=65535)
+    dashboard_port: int = Field(default=8267, ge=1024, le=65535)
 
 
 class Config(Section):
     """Everything a run needs."""
 
-    name: str = Field("local", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(default="local", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     runs: str = "runs"
     """Folder or fsspec URI that holds run folders."""
     seed: int = 7

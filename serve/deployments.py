@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -101,9 +102,7 @@ class Reflection:
     def __init__(self, settings: Settings):
         self._agent = ReflectionAgent(settings.config.serve)
 
-    async def triggers(
-        self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool
-    ) -> list[list[str]]:
+    async def triggers(self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool) -> list[list[str]]:
         return await self._agent.triggers(dossier, verdicts, high_stakes)
 
     async def synthesise(
@@ -120,23 +119,22 @@ class Explaining:
     def __init__(self):
         self._agent = ExplanationAgent()
 
-    async def present(
-        self, dossier: Dossier, verdicts: list[Verdict], detail: Detail
-    ) -> list[Explanation]:
+    async def present(self, dossier: Dossier, verdicts: list[Verdict], detail: Detail) -> list[Explanation]:
         return await self._agent.present(dossier, verdicts, detail)
 
 
 def open_bundle(settings: Settings) -> Bundle:
-    """The bundle, from this node's copy of it where it lies elsewhere."""
-    return Bundle.open(Folder(settings.bundle).local())
+    """The bundle, from this node's copy of it where it lies elsewhere, served as the settings say now."""
+    bundle = Bundle.open(Folder(settings.bundle).local())
+    config = bundle.config.model_copy(update={"serve": settings.config.serve})
+    return replace(bundle, config=config)
 
 
 def small(agent: type, name: str, config: ServeConfig) -> Deployment:
-    """The deployment of an agent without a model: one replica."""
+    """The deployment of an agent without a model."""
     return serve.deployment(
         agent,
         name=name,
-        num_replicas=1,
         max_ongoing_requests=config.max_ongoing,
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": SMALL_CPUS},
@@ -145,16 +143,7 @@ def small(agent: type, name: str, config: ServeConfig) -> Deployment:
 
 def reasoning(config: ServeConfig) -> Deployment:
     """The deployment of the reasoning agent: fixed or autoscaled, with its share of a GPU."""
-    fixed = config.reasoning_max_replicas <= config.reasoning_replicas
-    scaling = AutoscalingConfig(
-        min_replicas=config.reasoning_replicas,
-        max_replicas=max(config.reasoning_replicas, config.reasoning_max_replicas),
-        target_ongoing_requests=max(1.0, config.max_ongoing / 2),
-        upscale_delay_s=UPSCALE_S,
-        downscale_delay_s=DOWNSCALE_S,
-    )
-    replicas = {"num_replicas": config.reasoning_replicas} if fixed else {"autoscaling_config": scaling}
-    return serve.deployment(
+    deployment = serve.deployment(
         Reasoning,
         name="Reasoning",
         max_ongoing_requests=config.max_ongoing,
@@ -162,5 +151,14 @@ def reasoning(config: ServeConfig) -> Deployment:
         health_check_period_s=10.0,
         health_check_timeout_s=HEALTH_S,
         ray_actor_options={"num_cpus": REASONING_CPUS, "num_gpus": config.reasoning_gpus},
-        **replicas,
     )
+    if config.reasoning_max_replicas <= config.reasoning_replicas:
+        return deployment.options(num_replicas=config.reasoning_replicas)
+    scaling = AutoscalingConfig(
+        min_replicas=config.reasoning_replicas,
+        max_replicas=config.reasoning_max_replicas,
+        target_ongoing_requests=max(1.0, config.max_ongoing / 2),
+        upscale_delay_s=UPSCALE_S,
+        downscale_delay_s=DOWNSCALE_S,
+    )
+    return deployment.options(autoscaling_config=scaling)

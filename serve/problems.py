@@ -98,7 +98,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(500, "the service failed: its log says why, under this request's id")
+    return problem(500, "the service failed on this request: its log says why")
 
 
 def _short(value: Any) -> str:

@@ -37,9 +37,7 @@ def make_bundle(folder: Path, **serve: object) -> Bundle:
     EACH ratings, the last has none."""
     config = Config.model_validate({"swing": SWING, "collab": {"dimensions": 4}, "serve": serve})
     rng = np.random.default_rng(3)
-    genres = [
-        [GENRES[i % 4]] + ([GENRES[(i + 1) % 4]] if i % 5 == 0 else []) for i in range(ITEMS_COUNT)
-    ]
+    genres = [[GENRES[i % 4]] + ([GENRES[(i + 1) % 4]] if i % 5 == 0 else []) for i in range(ITEMS_COUNT)]
     titles = [f"{genres[i][0]} Tale {i}" for i in range(ITEMS_COUNT)]
     titles[0], titles[4] = "The [e1] “Quoted” Film", "A user, a target & <b>markup</b>"
     items = pl.DataFrame(
@@ -140,7 +138,8 @@ def _write(
     np.savez(folder / "histories.npz", **fields, ratings=rating[histories.rows])
     with open(folder / "state.npz", "wb") as file:
         state.save(file)
-    np.savez(folder / "clusters.npz", **cluster_users(vectors["user"], 3, 3, config.seed).arrays())
+    with open(folder / "clusters.npz", "wb") as file:
+        cluster_users(vectors["user"], 3, 3, config.seed).save(file)
     (folder / "calibration.json").write_text(json.dumps({"global": [1.0, 0.0], "expert-0": [0.8, 0.1]}))
     facts = {"version": VERSION, "config": config.model_dump(mode="json"), "experts": EXPERTS, "cut": cut}
     Folder(folder).write_json(MANIFEST, facts)

@@ -24,9 +24,7 @@ STYLE = STYLES["plain"]
 class ExplanationAgent:
     """Needs no model: what the student wrote well is kept, the rest is told from the evidence."""
 
-    async def present(
-        self, dossier: Dossier, verdicts: list[Verdict], detail: Detail
-    ) -> list[Explanation]:
+    async def present(self, dossier: Dossier, verdicts: list[Verdict], detail: Detail) -> list[Explanation]:
         """One explanation per decision."""
         return [
             explain(context, verdict, detail)
@@ -52,9 +50,7 @@ def explain(context: Context, verdict: Verdict, detail: Detail) -> Explanation:
         facts = [f"- {fact(entry)}" for entry in context.evidence]
         text = "\n".join([text, "Evidence:", *facts])
     coherent = check(Parsed(answer, steps), context, answer).accepted
-    return Explanation(
-        text=text, detail=detail, sentences=sentences, coherent=coherent, rewritten=rewritten
-    )
+    return Explanation(text=text, detail=detail, sentences=sentences, coherent=coherent, rewritten=rewritten)
 
 
 def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[Step], int]:
@@ -66,13 +62,15 @@ def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[S
     """
     rng = np.random.default_rng(0)
     strengths = weigh(context, 0.0, rng)
-    ranked = sorted(usable(context), key=lambda entry: -strengths[entry.id])
+    # People know their own ratings best, so those come before what others think.
+    ranked = sorted(usable(context), key=lambda entry: (entry.kind != "history", -strengths[entry.id]))
     ranked.sort(key=lambda entry: (entry.sign > 0) != answer)
     if not reasoning:
         supporting = [entry for entry in ranked if (entry.sign > 0) == answer]
         against = [entry for entry in ranked if (entry.sign > 0) != answer]
+        another = [entry for entry in supporting if entry.kind != supporting[0].kind] or supporting[1:]
         # The contrast stands before the last, so that the last can conclude.
-        chosen = [*supporting[:1], *against[:1], *supporting[1:2]]
+        chosen = [*supporting[:1], *against[:1], *another[:1]]
         return [_written(entry, answer, rng, at == 0) for at, entry in enumerate(chosen)], len(chosen)
     used: set[str] = set()
     steps: list[Step] = []

@@ -163,4 +163,3 @@ class Orchestrator:
             for at, verdict in zip(again, rewritten, strict=True):
                 reviews[at] = Review(verdict, reviews[at].reflection)
         return reviews
-

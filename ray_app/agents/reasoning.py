@@ -1,7 +1,7 @@
 """The reasoning agent: the student decides, writes its reasons and looks again, through the gate's experts.
 
-    logit  = sum over adapters a of the gate's choice of weight_a * logit_a
-    P(yes) = calibration of the chosen name (logit)
+logit  = sum over adapters a of the gate's choice of weight_a * logit_a
+P(yes) = calibration of the chosen name (logit)
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ class ReflectionAgent:
     def __init__(self, config: ServeConfig):
         self._config = config
 
-    async def triggers(
-        self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool
-    ) -> list[list[str]]:
+    async def triggers(self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool) -> list[list[str]]:
         """Causes for doubt of each decision; empty lists where there is none."""
         return [
             self._causes(context, verdict, high_stakes)

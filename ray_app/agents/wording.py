@@ -1,7 +1,7 @@
 """From the student's words to a person's: citations become titles, "the user" becomes "you".
 
-    The user liked [e1], which shares Sci-Fi with the target.
-    You liked “Alien”, which shares Sci-Fi with this item.
+The user liked [e1], which shares Sci-Fi with the target.
+You liked “Alien”, which shares Sci-Fi with this item.
 """
 
 from __future__ import annotations

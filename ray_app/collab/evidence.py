@@ -136,7 +136,7 @@ class Gatherer:
         weight = near + CONTENT * overlap + RECENCY * np.exp2(-age / 10)
         best = np.lexsort((age, -weight))[: self.prompt.history]
         return [
-            self._rated(history, at, self._shared(history.items[at], target), float(weight[at]))
+            self._rated(history, at, self._shared(int(history.items[at]), target), float(weight[at]))
             for at in best
         ]
 

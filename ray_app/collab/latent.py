@@ -45,8 +45,8 @@ def item_vectors(
             (pmi[positive], (row[positive], col[positive])), shape=(n_items, n_items), dtype=np.float64
         )
         if matrix.nnz > dimensions:
-            u, s, _ = svds(matrix, k=dimensions, random_state=seed)
-            vectors = u[:, ::-1] * np.sqrt(s[::-1])
+            left, strength, _ = svds(matrix, k=dimensions, rng=np.random.default_rng(seed))
+            vectors = np.asarray(left)[:, ::-1] * np.sqrt(strength[::-1])
     vectors = _fill_cold(vectors, feature_matrix)
     norm = np.linalg.norm(vectors, axis=1).mean()
     vectors = vectors / norm if norm > 0 else vectors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def prepare(*, in_process: bool) -> None:
@@ -23,7 +24,7 @@ def _shield_llvmlite() -> None:
     """
     from llvmlite.binding import ffi
 
-    wrapper = type(ffi.lib)
+    wrapper: Any = type(ffi.lib)
     answer = wrapper.__getattr__
     if getattr(answer, "shielded", False):
         return

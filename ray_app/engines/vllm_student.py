@@ -81,7 +81,7 @@ class VllmStudent:
                 enable_prompt_embeds=True,
                 enable_lora=True,
                 max_loras=len(adapters) + 1,
-                max_lora_rank=max(8, _rank(adapters)),
+                max_lora_rank=max(8, _rank(adapters)),  # pyright: ignore[reportArgumentType]
                 lora_target_modules=["q_proj", "v_proj", "qkv_proj"],
                 disable_log_stats=True,
                 **device,
@@ -129,8 +129,7 @@ class VllmStudent:
     async def healthy(self) -> None:
         from vllm import SamplingParams
 
-        width = {name: mapping[0].in_features for name, mapping in self._projector.maps.items()}
-        vectors = {name: np.zeros(size, np.float32) for name, size in width.items()}
+        vectors = {name: np.zeros(size, np.float32) for name, size in self._projector.widths.items()}
         await self._all([("User:", vectors, min(self._adapters), SamplingParams(max_tokens=1))])
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -20,8 +20,7 @@ def reasoning_regex(context: Context, answer: bool, max_steps: int = 4) -> str:
     Follows the layout of `prompts.student.reasoning_target`: a blank, then steps apart by blanks.
     """
     steps = "|".join(
-        f"{_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}"
-        for entry in context.evidence
+        f"{_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}" for entry in context.evidence
     )
     conclusion = _literal(conclusion_card(answer))
     if not steps:

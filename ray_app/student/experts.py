@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -56,13 +57,8 @@ class Clusters:
         with np.load(path) as stored:
             return cls(stored["mean"], stored["scale"], stored["centres"], float(stored["silhouette"]))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "mean": self.mean,
-            "scale": self.scale,
-            "centres": self.centres,
-            "silhouette": np.array(self.silhouette),
-        }
+    def save(self, file: BinaryIO) -> None:
+        np.savez(file, mean=self.mean, scale=self.scale, centres=self.centres, silhouette=self.silhouette)
 
 
 def cluster_users(
@@ -77,9 +73,8 @@ def cluster_users(
     z = np.clip((vectors - mean) * scale, -5, 5).astype(np.float32)
     best: tuple[bool, float, np.ndarray] | None = None
     for number in range(smallest, largest + 1):
-        fit = KMeans(number, n_init=10, random_state=seed).fit(z)
-        labels = fit.labels_
-        assert labels is not None
+        fit = KMeans(number, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
+        labels = fit.fit_predict(z)
         sample = min(SILHOUETTE_SAMPLE, len(z))
         quality = float(silhouette_score(z, labels, sample_size=sample, random_state=seed))
         balanced = bool(np.bincount(labels).min() >= min_share * len(z))

@@ -49,6 +49,11 @@ class Projector(nn.Module):
             getattr(self, f"mean_{name}").copy_(value.mean(0))
             getattr(self, f"scale_{name}").copy_(1 / value.std(0).clamp_min(1e-3))
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Length of each vector by name."""
+        return {name: len(self.get_buffer(f"mean_{name}")) for name in self.maps}
+
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         """(n, width) -> (n, hidden)"""
         scaled = (vectors - getattr(self, f"mean_{name}")) * getattr(self, f"scale_{name}")

@@ -43,7 +43,7 @@ def configure(inputs, **reasoning) -> Config:
     cache = {"cache": str(inputs / "cache")}
     tree = {
         "data": {"source": "files", **paths, **cache},
-        "swing": {"snapshots": 2, "min_behavior": 1},
+        "swing": {"snapshots": 1, "min_behavior": 1},
         "ray": {"num_cpus": 4},
         "reason": {"fraction": 0.2, "shard_rows": 100, "batch_size": 32, **reasoning},
     }
@@ -210,7 +210,7 @@ def test_rows_that_cannot_be_served_are_tried_again_then_kept_with_their_reason(
     refused, shaky = items["title"][0], items["title"][1]
     teacher = Teacher(refused, shaky)
     engine = {"kind": "openai", "model": "fixed", "base_url": teacher.url, "timeout_s": 10}
-    config = configure(inputs, engine=engine, rounds=0, paths=1)
+    config = configure(inputs, engine=engine, fraction=0.05, rounds=0, paths=1)
     counts = execute(fresh, reason.spec(config, fresh))["counts"]
     chosen, _, _ = reason.choose(config, fresh)
     rows = pl.read_parquet(fresh.stage("prepare").path("interactions.parquet"))
@@ -252,9 +252,13 @@ def test_an_engine_that_cannot_start_or_serve_is_one_clear_error(fresh, inputs):
     with pytest.raises(EngineError, match=r"^model folder /no/such/model does not exist: correct"):
         execute(fresh, reason.spec(missing, fresh))
     nobody = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
-    config = configure(inputs, engine=nobody, fraction=0.002)
-    with pytest.raises(EngineError, match="no row could be served.*cannot be reached"):
-        execute(fresh, reason.spec(config, fresh))
+    one_row = configure(inputs, engine=nobody, fraction=0.0005)
+    with pytest.raises(EngineError, match=r"^no row could be served.*cannot be reached"):
+        execute(fresh, reason.spec(one_row, fresh))
+    many_rows = configure(inputs, engine=nobody, batch_size=4)
+    with pytest.raises(EngineError, match=r"^http://127.0.0.1:9/v1.* cannot be reached.*: start the server$"):
+        execute(fresh, reason.spec(many_rows, fresh))
+    assert not fresh.stage("reason").exists(reason.shard_name(0))
     assert not fresh.stage("reason").exists("manifest.json")
 
 

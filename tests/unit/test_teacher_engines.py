@@ -81,7 +81,12 @@ def test_requests_are_sent_with_their_parameters_and_the_key(endpoint, monkeypat
     assert answers[0].texts == [TEXT, TEXT]
     assert sum(answers[0].tokens) == sum(answers[1].tokens) == 21
     body = next(body for body in endpoint.bodies if body["n"] == 2)
-    assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == ("some-model", 0.5, 64, 11)
+    assert (body["model"], body["temperature"], body["max_tokens"], body["seed"]) == (
+        "some-model",
+        0.5,
+        64,
+        11,
+    )
     assert body["messages"] == [{"role": "user", "content": "Why?"}]
     assert endpoint.headers[0]["Authorization"] == "Bearer sesame"
     engine.close()
@@ -121,7 +126,9 @@ def test_rubbish_is_an_error_not_a_text(endpoint, answer, error):
     assert generation.error.startswith(error)
 
 
-@pytest.mark.parametrize(("status", "advice"), [(401, "check api_key_env"), (404, "check base_url and model")])
+@pytest.mark.parametrize(
+    ("status", "advice"), [(401, "check api_key_env"), (404, "check base_url and model")]
+)
 def test_a_refused_key_or_an_unknown_model_is_fatal(endpoint, status, advice):
     endpoint.script["Why?"] = [status]
     with pytest.raises(EngineError, match=advice):
@@ -131,7 +138,7 @@ def test_a_refused_key_or_an_unknown_model_is_fatal(endpoint, status, advice):
 def test_a_server_that_is_not_there_is_fatal(endpoint):
     endpoint.server.shutdown()
     endpoint.server.server_close()
-    with pytest.raises(EngineError, match="cannot be reached.*start the server"):
+    with pytest.raises(EngineError, match=r"cannot be reached.*start the server"):
         connect(endpoint.url).generate([ask()])
 
 

@@ -64,9 +64,9 @@ def test_strong_evidence_decides_and_a_user_who_likes_everything_tips_a_tie():
     liked = evidence("e1", "history", 1, weight=0.9)
     disliked = evidence("e2", "history", -1, weight=0.1)
     assert write(context(liked, disliked))[0].startswith("Answer: Yes")
-    assert write(context(evidence("e1", "history", 1, weight=0.1), evidence("e2", "history", -1, weight=0.9)))[
-        0
-    ].startswith("Answer: No")
+    assert write(
+        context(evidence("e1", "history", 1, weight=0.1), evidence("e2", "history", -1, weight=0.9))
+    )[0].startswith("Answer: No")
     tie = (evidence("e1", "history", 1), evidence("e2", "history", -1))
     assert write(context(*tie, like_rate=0.9))[0].startswith("Answer: Yes")
     assert write(context(*tie, like_rate=0.1))[0].startswith("Answer: No")

@@ -1,0 +1,237 @@
+"""Stage evaluate: the student as it will be served, measured on rows it has not seen, beside its rivals.
+
+Writes metrics.json and samples.json; `pipelines.report` turns them into the page.
+
+*Exposed*: whole users of the test split, each row scored from what was known just before it.
+*Full catalogue*: at the moment the test split begins, rank all items a user has not rated; the student
+re-ranks the candidates that the service would give it.
+*Reasons*: written for test rows as the service writes them, judged by programs against their evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightgbm
+import numpy as np
+import polars as pl
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipelines.assemble import assemble
+from pipelines.common import stage_main
+from pipelines.contexts import SIGNALS, ContextSource
+from pipelines.mix import yes_no_rows
+from pipelines.reasons import Judged, judge
+from pipelines.served import SOFT, Served
+from ray_app.agents.swing import SwingAgent
+from ray_app.artifacts import Folder, Run, StageSpec
+from ray_app.bundle import Bundle
+from ray_app.collab.evidence import History, Peers, find_peers
+from ray_app.config import Config
+from ray_app.evaluation.calibration import calibration
+from ray_app.evaluation.metrics import finite
+from ray_app.evaluation.tables import catalogue_table, exposed_table
+from ray_app.records import Context
+
+STUDENT = "student"
+SAMPLES = 20
+
+
+def spec(config: Config, run: Run) -> StageSpec:
+    return StageSpec(
+        name="evaluate",
+        body=lambda folder: evaluate_stage(config, run, folder),
+        keys={
+            "evaluate": config.evaluate.model_dump(),
+            "gate": config.serve.gate.model_dump(),
+            "seed": config.seed,
+        },
+        reads=["prepare", "swing", "encode", "reason", "mix", "train"],
+    )
+
+
+def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
+    split = run.done("prepare")["counts"]["evaluated_on"]
+    source = ContextSource(config, run)
+    local = folder.local()
+    assemble(config, run, local / "bundle", split, "evaluated")
+    bundle = Bundle.open(local / "bundle")
+    vectors = {name: np.load(run.stage("encode").local() / f"{name}.npy", mmap_mode="r") for name in SOFT}
+    rows = chosen_rows(source, split, config.evaluate.rows, config.seed)
+    table = yes_no_rows(config, run, rows)
+    contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
+    served = Served(config, bundle)
+    own = {name: np.asarray(value[rows]) for name, value in vectors.items()}
+    print(f"evaluate: the student scores {len(rows):,} {split} rows", flush=True)
+    logits, p_yes, choices = served.score(contexts, own)
+    labels = source.labels[rows]
+    scores = baselines(source, vectors, rows, config.seed) | {STUDENT: logits}
+    metrics: dict[str, Any] = {
+        "champion": STUDENT,
+        "exposed": exposed_table(
+            source.users[rows],
+            source.timestamps[rows],
+            labels,
+            scores,
+            config.evaluate.k,
+            config.evaluate.bootstrap,
+            config.seed,
+            STUDENT,
+        ),
+        "calibration": calibration(labels, p_yes),
+    }
+    print("evaluate: full catalogue", flush=True)
+    metrics["catalogue"] = full_catalogue(config, source, served, split)
+    print("evaluate: reasons", flush=True)
+    judged = judge(config, served, rows, contexts, own, labels, p_yes, choices, SAMPLES)
+    metrics["text"] = judged.metrics
+    served.engine.close()
+    write(folder, metrics, judged, rows, scores, labels, p_yes)
+    exposed = metrics["exposed"]["scorers"]
+    return {
+        "rows": len(rows),
+        "split": split,
+        "auc": round(exposed[STUDENT]["auc"]["value"], 4),
+        "auc_item_rate": round(exposed["item rate"]["auc"]["value"], 4),
+        "auc_trees": round(exposed["trees"]["auc"]["value"], 4),
+        "ece": round(metrics["calibration"]["ece"], 4),
+        "groundedness": round(judged.metrics["groundedness"], 4),
+    }
+
+
+def write(
+    folder: Folder,
+    metrics: dict[str, Any],
+    judged: Judged,
+    rows: np.ndarray,
+    scores: dict[str, np.ndarray],
+    labels: np.ndarray,
+    p_yes: np.ndarray,
+) -> None:
+    folder.write_json("metrics.json", finite(metrics))
+    folder.write_json("samples.json", finite(judged.samples))
+    columns = {f"score_{name.replace(' ', '_')}": np.asarray(value) for name, value in scores.items()}
+    frame = pl.DataFrame({"row_id": rows, "label": labels, "p_yes": p_yes, **columns})
+    with folder.replacing("scores.parquet") as local:
+        frame.write_parquet(local)
+
+
+def chosen_rows(source: ContextSource, split: str, limit: int, seed: int) -> np.ndarray:
+    """Rows of whole users of the split, in a seeded order of users, up to about `limit` rows."""
+    rows = np.flatnonzero(source.splits == split)
+    users = np.random.default_rng(seed).permutation(np.unique(source.users[rows]))
+    counts = np.bincount(source.users[rows], minlength=len(source.user_ids))[users]
+    taken = users[: max(1, int(np.searchsorted(np.cumsum(counts), limit, side="right")))]
+    return rows[np.isin(source.users[rows], taken)]
+
+
+def baselines(
+    source: ContextSource, vectors: dict[str, np.ndarray], rows: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Scores of the rivals; every one sees only what was known before the row."""
+    train = np.flatnonzero(source.splits == "train")
+
+    def table(of: np.ndarray) -> np.ndarray:
+        return np.hstack([vectors[name][of] for name in SOFT])
+
+    labels = source.labels[train]
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    regression.fit(table(train), labels)
+    trees = lightgbm.LGBMClassifier(
+        n_estimators=150,
+        learning_rate=0.05,
+        num_leaves=31,
+        min_child_samples=50,
+        colsample_bytree=0.6,
+        random_state=seed,
+        n_jobs=2,
+        verbose=-1,
+    ).fit(table(train), labels)
+    features = table(rows)
+    pair = vectors["pair"][rows]
+    return {
+        "random": np.random.default_rng(seed).random(len(rows)),
+        "popularity": np.asarray(source.rolling[rows, 0]),
+        "item rate": np.asarray(source.rolling[rows, 1]),
+        "Swing": pair[:, 1] * (np.expm1(pair[:, 3]) + 0.2),
+        "logistic regression": regression.predict_proba(features)[:, 1],
+        "trees": np.asarray(trees.predict_proba(features))[:, 1],
+    }
+
+
+def full_catalogue(config: Config, source: ContextSource, served: Served, split: str) -> dict[str, Any]:
+    """Users with a history before the split and a liked item in it, seeded, up to `catalogue_users`."""
+    bundle, settings = served.bundle, config.evaluate
+    now = int(source.timestamps[source.splits == split].min())
+    held = np.flatnonzero((source.splits == split) & (source.labels > 0))
+    relevant: dict[int, set[int]] = {}
+    for row in held:
+        relevant.setdefault(int(source.users[row]), set()).add(int(source.targets[row]))
+    known = np.flatnonzero(np.diff(bundle.histories.indptr) > 0)
+    users = np.random.default_rng(config.seed).permutation(
+        [user for user in sorted(relevant) if user in set(known.tolist())]
+    )[: settings.catalogue_users]
+    everything = np.arange(len(source.items), dtype=np.int32)
+    statistics = bundle.statistics(everything)
+    ranked: dict[str, list[np.ndarray]] = {}
+    sets: list[set[int]] = []
+    longest, agent = max(settings.k), SwingAgent(bundle)
+    for user in users.tolist():
+        history = bundle.history(source.user_ids[user], [])
+        goal = relevant[user] - set(history.items.tolist())
+        if not goal:
+            continue
+        sets.append(goal)
+        peers = find_peers(bundle.gatherer.index, history, now, user, SIGNALS)
+        candidates, _ = agent.candidates(history, peers, settings.catalogue_candidates)
+        unseen = np.setdiff1d(everything, history.items)
+        draw = np.random.default_rng([config.seed, user]).permutation(unseen)
+        lists = {
+            "random": draw,
+            "popularity": unseen[np.argsort(-statistics[unseen, 0], kind="stable")],
+            "item rate": unseen[np.argsort(-statistics[unseen, 1], kind="stable")],
+            "Swing": candidates,
+            STUDENT: rerank(source, served, user, history, candidates, now, peers),
+        }
+        for name, items in lists.items():
+            ranked.setdefault(name, []).append(np.asarray(items[:longest]))
+    table = catalogue_table(ranked, sets, settings.k, settings.bootstrap, config.seed, STUDENT)
+    table["counts"]["users"] = len(sets)
+    return table
+
+
+def rerank(
+    source: ContextSource,
+    served: Served,
+    user: int,
+    history: History,
+    candidates: np.ndarray,
+    now: int,
+    peers: Peers,
+) -> np.ndarray:
+    """Candidates in the order of the student's logits, asked as the service asks."""
+    bundle = served.bundle
+    statistics = bundle.statistics(candidates)
+    contexts = [
+        bundle.gatherer.context(
+            source.user_ids[user],
+            user,
+            history,
+            now,
+            int(item),
+            count,
+            rate,
+            bundle.like_rate(history),
+            peers,
+            candidates,
+        )
+        for item, (count, rate, _) in zip(candidates, statistics, strict=True)
+    ]
+    logits, _, _ = served.score(contexts, bundle.vectors(history, candidates, now))
+    return candidates[np.argsort(-logits, kind="stable")]
+
+
+if __name__ == "__main__":
+    stage_main(spec, __doc__ or "")

@@ -1,0 +1,137 @@
+"""The report of a run: `<run>/report/report.html` and `metrics.json`, from what its stages left.
+
+    python -m pipelines.report --config configs/local.yaml [--run FOLDER]
+
+Drawn again at the end of every `pipelines.run`; costs nothing worth a stage of its own.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipelines.common import open_run, parser
+from ray_app.artifacts import MANIFEST, Run, versions
+from ray_app.config import Config
+from ray_app.errors import cli
+from ray_app.evaluation.report import render
+
+STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
+
+
+def write_report(config: Config, run: Run) -> Path:
+    """Render the report; needs stage evaluate. Returns the page's path."""
+    manifests = {
+        name: run.stage(name).read_json(MANIFEST) for name in STAGES if run.stage(name).exists(MANIFEST)
+    }
+    evaluate = run.stage("evaluate")
+    metrics = evaluate.read_json("metrics.json") | {
+        "run": {
+            "name": run.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "settings": {
+                "teacher": f"{config.reason.engine.kind} ({config.reason.engine.model})",
+                "student": config.student.base or "tiny Llama, bootstrapped in this run",
+                "evaluated on": manifests["prepare"]["counts"]["evaluated_on"],
+                "seed": str(config.seed),
+            },
+        },
+        "data": data_section(config, run, manifests["prepare"]["counts"]),
+        "teacher": teacher_section(config, run, manifests["reason"]["counts"]),
+        "curves": curves_section(run),
+        "experts": experts_section(run),
+        "stages": [
+            {key: facts[key] for key in ("stage", "seconds", "cpu_seconds", "peak_memory_mb")}
+            for facts in manifests.values()
+        ],
+        "system": system_section(run, manifests["train"]),
+    }
+    return render(metrics, evaluate.read_json("samples.json"), run.folder.local() / "report")
+
+
+def data_section(config: Config, run: Run, counts: dict[str, Any]) -> dict[str, Any]:
+    rows = pl.read_parquet(run.stage("prepare").path("interactions.parquet"))
+    splits = rows.group_by("split").agg(
+        pl.len().alias("rows"),
+        pl.col("user").n_unique().alias("users"),
+        pl.col("label").mean().alias("positive_share"),
+    )
+    return {
+        "source": config.data.source,
+        **{name: counts[name] for name in ("users", "items", "interactions", "rejected")},
+        "splits": {row.pop("split"): row for row in splits.sort("rows").iter_rows(named=True)},
+    }
+
+
+def teacher_section(config: Config, run: Run, counts: dict[str, Any]) -> dict[str, Any]:
+    quality = run.stage("reason").read_json("quality.json")
+    return {
+        "engine": config.reason.engine.kind,
+        "rows": counts["rows"],
+        "traces": counts["traces"],
+        "accepted": counts["accepted"],
+        "by_round": tallies(quality["by_round"]),
+        "by_template": tallies(quality["by_template"]),
+        "rejects": counts["rejects"],
+    }
+
+
+def tallies(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        str(name): {"attempts": row["traces"], "accepted": row["accepted"]} for name, row in table.items()
+    }
+
+
+def curves_section(run: Run) -> list[dict[str, Any]]:
+    curves = run.stage("train").read_json("curves.json")
+    return [
+        {
+            "name": name,
+            "points": [
+                {
+                    "step": point["step"],
+                    "tokens": round(point["tokens_per_second"] * point["seconds"]),
+                    "loss": point["loss_answer"],
+                    "valid_auc": point["valid_auc"],
+                }
+                for point in facts["curve"]
+            ],
+        }
+        for name, facts in curves.items()
+    ]
+
+
+def experts_section(run: Run) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row["expert"],
+            "users": row["users"],
+            "rows": row["valid_rows"],
+            "auc_expert": row["auc_expert"],
+            "auc_global": row["auc_global"],
+        }
+        for row in run.stage("train").read_json("experts.json")
+    ]
+
+
+def system_section(run: Run, train: dict[str, Any]) -> dict[str, Any]:
+    curves = run.stage("train").read_json("curves.json")
+    rates = [facts["curve"][-1]["tokens_per_second"] for facts in curves.values() if facts["curve"]]
+    return {
+        "train_tokens_per_s": max(rates) if rates else None,
+        "hours_to_convergence": train["seconds"] / 3600,
+        "peak_memory_mb": train["peak_memory_mb"],
+    }
+
+
+def main() -> None:
+    config, run = open_run(parser("Draw the report of a finished run.").parse_args())
+    print(write_report(config, run))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,105 @@
+"""The application: five agents and an ingress, from a run folder.
+
+serve run configs/serve/local.yaml          (in the foreground, on a cluster of its own)
+serve deploy configs/serve/production.yaml  (on a running cluster)
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from ray_app import __version__
+from ray_app.agents.orchestrator import Orchestrator
+from ray_app.artifacts import Folder
+from ray_app.bundle import MANIFEST, Bundle
+from ray_app.config import EngineConfig
+from ray_app.engines.student import StudentEngine
+from ray_app.errors import EngineError, OverloadedError
+from serve.deployments import (
+    SMALL_CPUS,
+    Explaining,
+    MakeStudent,
+    Reflection,
+    Retrieval,
+    Swing,
+    reasoning,
+    small,
+)
+from serve.handles import call, team
+from serve.ingress import Front, make_api
+from serve.settings import Settings, settings
+
+SPARE = 32
+"""Requests that Serve lets in beyond our own limit, so that it is the ingress that refuses them."""
+
+
+@serve.ingress()
+class Ingress:
+    """Holds no model and no data: the routes and the orchestrator."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        retrieval: DeploymentHandle,
+        swing: DeploymentHandle,
+        reasoning: DeploymentHandle,
+        reflection: DeploymentHandle,
+        explanation: DeploymentHandle,
+    ):
+        facts = Folder(settings.bundle).read_json(MANIFEST)
+        versions = {
+            "rationale": __version__,
+            "bundle": facts["version"],
+            "adapters": ", ".join(["global", *facts["experts"]]),
+        }
+        agents = team(retrieval, swing, reasoning, reflection, explanation)
+        self._front = Front(
+            orchestrator=Orchestrator(agents, settings.config.serve, versions),
+            profile=call(retrieval, "profile", OverloadedError),
+            users=call(retrieval, "users", OverloadedError),
+            item=call(retrieval, "item", OverloadedError),
+            items=call(retrieval, "items", OverloadedError),
+            record=call(retrieval, "record", OverloadedError),
+            store_version=call(retrieval, "version", OverloadedError),
+            healthy=call(reasoning, "healthy", EngineError),
+            config=settings.config,
+            versions=versions,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_api(self._front)
+
+
+def build(args: dict[str, str]) -> Application:
+    """The application from the arguments `config`, `run` and optionally `bundle`, see `settings`."""
+    return application(settings(args), vllm_student)
+
+
+def application(settings: Settings, make_student: MakeStudent) -> Application:
+    """The graph of deployments around a student engine."""
+    config = settings.config.serve
+    ingress = serve.deployment(
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=config.max_ongoing + config.max_queued + SPARE,
+        max_queued_requests=config.max_queued,
+        ray_actor_options={"num_cpus": SMALL_CPUS},
+    )
+    return ingress.bind(
+        settings,
+        small(Retrieval, "Retrieval", config).bind(settings),
+        small(Swing, "Swing", config).bind(settings),
+        reasoning(config).bind(settings, make_student),
+        small(Reflection, "Reflection", config).bind(settings),
+        small(Explaining, "Explanation", config).bind(),
+    )
+
+
+def vllm_student(bundle: Bundle, config: EngineConfig) -> StudentEngine:
+    """The student on vLLM, which only the replica that runs it imports."""
+    from ray_app.engines.vllm_student import VllmStudent
+
+    return VllmStudent(bundle, config)

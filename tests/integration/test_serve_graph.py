@@ -1,0 +1,102 @@
+"""The graph of deployments on a real Ray, over HTTP: one session for all tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ray_app.records import Recommendation
+from tests.bundles import LinearStudent, make_bundle, store_url
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    import ray
+    from ray import serve
+
+    from serve.app import application
+    from serve.settings import Settings
+
+    folder = tmp_path_factory.mktemp("bundle")
+    bundle = make_bundle(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = str(Path(__file__).parents[2])
+    environment = {"env_vars": {"PYTHONPATH": root}}
+    ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=environment)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = Settings(bundle.config, str(folder), store_url(folder))
+    serve.run(application(settings, lambda *_: LinearStudent()), name="rationale")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        yield client
+    serve.shutdown()
+    ray.shutdown()
+
+
+def ask(service: httpx.Client, **body) -> httpx.Response:
+    return service.post("/v1/recommendations", json={"user_id": "u3", "k": 3} | body)
+
+
+def wait_ready(service: httpx.Client, limit_s: float = 60.0) -> None:
+    end = time.monotonic() + limit_s
+    while service.get("/readyz").status_code != 200:
+        assert time.monotonic() < end, "not ready in time"
+        time.sleep(0.2)
+
+
+def test_five_agents_answer_together(service):
+    wait_ready(service)
+    found = Recommendation.model_validate_json(ask(service, high_stakes=True).content)
+    assert len(found.items) == 3
+    assert not found.degraded
+    assert all(entry.explanation.coherent for entry in found.items)
+    assert all(entry.reflection and entry.reflection.rounds == 1 for entry in found.items)
+    assert set(found.timings_ms) == {
+        "retrieval",
+        "swing",
+        "reasoning",
+        "reflection",
+        "explanation",
+        "total",
+    }
+
+
+def test_errors_of_agents_cross_the_graph_as_problems(service):
+    answer = ask(service, user_id="nobody")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.json()["detail"] == "user 'nobody' does not exist: ask GET /v1/users for ids"
+
+
+def test_feedback_changes_the_next_answer(service):
+    top = ask(service, k=1).json()["items"][0]["item"]["item_id"]
+    answer = service.post("/v1/interactions", json={"user_id": "u3", "item_id": top, "label": 0})
+    assert answer.status_code == 201
+    shown = {entry["item"]["item_id"] for entry in ask(service, k=20).json()["items"]}
+    assert top not in shown
+
+
+def test_a_killed_reasoning_replica_degrades_the_answer_and_comes_back(service):
+    import psutil
+
+    wait_ready(service)
+    mine = [
+        one for one in psutil.Process().children(recursive=True) if "Reasoning" in " ".join(one.cmdline())
+    ]
+    for process in mine:
+        os.kill(process.pid, signal.SIGKILL)
+    assert mine
+    answers = [ask(service) for _ in range(3)]
+    assert {answer.status_code for answer in answers} <= {200, 503, 504}
+    assert any(answer.status_code == 200 for answer in answers)
+    wait_ready(service)
+    assert not ask(service).json()["degraded"]

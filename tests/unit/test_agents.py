@@ -1,0 +1,328 @@
+"""The agents on a small real bundle: retrieval, Swing, reasoning, and the whole sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from ray_app.agents.interface import Proposal
+from ray_app.agents.orchestrator import Orchestrator
+from ray_app.agents.reasoning import ReasoningAgent
+from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
+from ray_app.agents.swing import SIGNALS, SwingAgent
+from ray_app.bundle import Bundle
+from ray_app.collab.evidence import NO_PEERS
+from ray_app.data.store import Store
+from ray_app.errors import DataError, NotFoundError
+from ray_app.records import Interaction
+from tests.bundles import START, LinearStudent, make_bundle, store_url
+from tests.pages import make_front
+
+LATER = START + 400 * 86_400
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    make_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(published: Path, tmp_path: Path) -> Bundle:
+    """A copy of its own, since feedback goes into its store."""
+    shutil.copytree(published, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def retrieval(bundle: Bundle) -> DataRetrievalAgent:
+    return DataRetrievalAgent(bundle, Store(store_url(bundle.path)))
+
+
+def run(waiting):
+    return asyncio.run(waiting)
+
+
+def orchestrator(bundle: Bundle, student: LinearStudent, **changed) -> Orchestrator:
+    return make_front(bundle, student, **changed).orchestrator
+
+
+def feedback(item_id: str, label: int = 1, user_id: str = "u3", timestamp: int = LATER) -> Interaction:
+    return Interaction(user_id=user_id, item_id=item_id, timestamp=timestamp, label=label)
+
+
+def unseen(bundle: Bundle, user_id: str) -> str:
+    code = bundle.user_codes[user_id]
+    seen = bundle.histories.items[slice(*bundle.histories.indptr[[code, code + 1]])]
+    return next(item.item_id for at, item in enumerate(bundle.items) if at not in seen)
+
+
+class TestRetrieval:
+    def test_history_is_what_the_bundle_holds(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        assert (view.code, len(view.history)) == (3, 18)
+        assert view.like_rate == pytest.approx(bundle.like_rate(view.history))
+
+    def test_feedback_is_in_the_next_view_though_the_last_one_is_cached(self, bundle, retrieval):
+        async def before_and_after():
+            before = await retrieval.fetch("u3", None)
+            added = await retrieval.record(feedback(unseen(bundle, "u3")), "feedback", "k1")
+            return before, added, await retrieval.fetch("u3", None)
+
+        before, added, after = run(before_and_after())
+        assert added
+        assert len(after.history) == len(before.history) + 1
+        assert bundle.items[after.history.items[-1]].item_id == unseen(bundle, "u3")
+
+    def test_a_known_key_changes_nothing(self, bundle, retrieval):
+        async def twice():
+            one = feedback(unseen(bundle, "u3"))
+            return [await retrieval.record(one, "feedback", "k1") for _ in range(2)]
+
+        assert run(twice()) == [True, False]
+
+    def test_an_old_bundle_is_asked_as_of_a_day_after_its_last_event(self, bundle, retrieval):
+        run(retrieval.record(feedback(unseen(bundle, "u3")), "feedback", None))
+        view = run(retrieval.fetch("u3", None))
+        assert view.now == bundle.cut + FRESH_S
+        assert view.history.timestamps.max() <= view.now
+
+    def test_views_expire(self, bundle):
+        now = [float(bundle.cut + 10)]
+        agent = DataRetrievalAgent(bundle, Store(store_url(bundle.path)), clock=lambda: now[0])
+        first = run(agent.fetch("u3", None))
+        Store(store_url(bundle.path)).add(
+            feedback(unseen(bundle, "u3"), timestamp=bundle.cut + 5), event="elsewhere"
+        )
+        assert len(run(agent.fetch("u3", None)).history) == len(first.history)
+        now[0] += CACHE_S + 1
+        assert len(run(agent.fetch("u3", None)).history) == len(first.history) + 1
+
+    def test_a_user_made_by_feedback_has_a_history(self, retrieval):
+        run(retrieval.record(feedback("i7", user_id="newcomer"), "feedback", None))
+        view = run(retrieval.fetch("newcomer", None))
+        assert (view.code, len(view.history)) == (-1, 1)
+
+    def test_what_is_asked_about_is_left_out_of_the_history(self, bundle, retrieval):
+        whole = run(retrieval.fetch("u3", None))
+        rated = bundle.items[whole.history.items[0]].item_id
+        view = run(retrieval.fetch("u3", rated))
+        assert len(view.history) == len(whole.history) - 1
+        assert view.target == whole.history.items[0]
+
+    @pytest.mark.parametrize(("user", "item"), [("nobody", None), ("u3", "nothing"), ("\ud800", None)])
+    def test_unknown_ids_are_named(self, retrieval, user, item):
+        with pytest.raises(NotFoundError, match="does not exist"):
+            run(retrieval.fetch(user, item))
+
+    def test_an_unusable_user_id_is_refused(self, retrieval):
+        with pytest.raises(DataError, match="user id"):
+            run(retrieval.record(feedback("i7", user_id=" "), "feedback", None))
+
+    def test_profile_is_newest_first_with_items(self, retrieval):
+        profile = run(retrieval.profile("u3", 5))
+        times = [rated.timestamp for rated in profile.history]
+        assert times == sorted(times, reverse=True)
+        assert len(times) == 5
+        assert profile.count == 18
+
+    def test_items_are_found_by_title_in_any_case(self, retrieval):
+        assert {item.title for item in run(retrieval.items(50, "FILM-NOIR tale 11"))} == {"Film-Noir Tale 11"}
+
+
+class TestSwing:
+    def test_candidates_are_new_to_the_user_and_ranked(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        found = run(SwingAgent(bundle).propose(view, 12))
+        assert len(found.items) == len(set(found.items.tolist())) == 12
+        assert not set(found.items.tolist()) & set(view.history.items.tolist())
+        assert np.all(np.diff(found.scores) <= 0)
+
+    def test_as_many_as_there_are(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        assert len(run(SwingAgent(bundle).propose(view, 1000)).items) == len(bundle.items) - 18
+
+    def test_neighbours_of_liked_items_weigh_by_recency(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        agent, table = SwingAgent(bundle), bundle.gatherer.swing
+        items, scores = agent.candidates(view.history, NO_PEERS, 40)
+        by_hand = np.zeros(len(bundle.items))
+        for at, (item, label) in enumerate(zip(view.history.items, view.history.labels, strict=True)):
+            if label:
+                neighbours, near, _ = table.of(int(item))
+                for neighbour, score in zip(neighbours, near, strict=True):
+                    by_hand[neighbour] += 0.5 ** ((17 - at) / 20) * score
+        best = items[0]
+        assert by_hand[best] == by_hand[[i for i in range(40) if i not in view.history.items]].max()
+        assert scores[0] == pytest.approx(by_hand[best] / by_hand.max())
+
+    def test_a_user_without_history_gets_what_is_rated_best(self, bundle, retrieval):
+        view = run(retrieval.fetch("u29", None))
+        found = run(SwingAgent(bundle).propose(view, 5))
+        rates = bundle.statistics(np.arange(40, dtype=np.int32))[:, 1]
+        assert found.items.tolist() == np.argsort(-rates, kind="stable")[:5].tolist()
+
+    def test_estimates_come_from_rates(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        proposal = Proposal(NO_PEERS, np.array([4], np.int32), np.zeros(1, np.float32))
+        verdict = run(SwingAgent(bundle).estimate(run(retrieval.assemble(view, proposal))))[0]
+        rate = bundle.statistics(np.array([4], np.int32))[0, 1]
+        expected = expit(logit(rate) + logit(view.like_rate) - logit(bundle.state.global_rate))
+        assert verdict.p_yes == pytest.approx(expected)
+        assert verdict.expert == "swing"
+
+    def test_as_many_signals_as_in_training(self):
+        from pipelines import contexts
+
+        assert contexts.SIGNALS == SIGNALS
+
+
+class TestReasoning:
+    @pytest.fixture
+    def dossier(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        return run(retrieval.assemble(view, run(SwingAgent(bundle).propose(view, 4))))
+
+    def test_decisions_are_the_blend_of_the_gate_calibrated(self, bundle, dossier):
+        student = LinearStudent()
+        agent = ReasoningAgent(bundle, student)
+        choice = agent.choose(dossier)
+        verdicts = run(agent.decide(dossier))
+        assert len(student.scored) == 4 * len(choice.weights)
+        each = run(LinearStudent().score(student.scored)).reshape(len(choice.weights), 4)
+        expected = np.array(list(choice.weights.values())) @ each
+        slope, offset = bundle.calibration.get(choice.name, bundle.calibration["global"])
+        assert [v.logit for v in verdicts] == pytest.approx(expected.tolist())
+        assert [v.p_yes for v in verdicts] == pytest.approx(expit(slope * expected + offset).tolist())
+        assert {v.expert for v in verdicts} == {choice.name}
+
+    def test_reasons_are_written_by_the_lead_expert_within_the_grammar(self, bundle, dossier):
+        student = LinearStudent()
+        agent = ReasoningAgent(bundle, student)
+        verdicts = run(agent.write(dossier, run(agent.decide(dossier)), 0))
+        assert {request.adapter for request in student.written} == {agent.choose(dossier).lead}
+        assert all(request.grammar for request in student.written)
+        assert all(verdict.reasoning[0].citations for verdict in verdicts)
+
+    def test_a_second_look_leaves_sections_out_and_asks_another_expert(self, bundle, dossier):
+        agent = ReasoningAgent(bundle, LinearStudent())
+        before, looks = run(agent.decide(dossier)), run(agent.reconsider(dossier, 1))
+        assert set(looks[0].without) == {"history", "similar", "pool"}
+        assert looks[0].without["history"] < before[0].p_yes
+        assert looks[0].without["pool"] == pytest.approx(before[0].p_yes)
+        assert not set(looks[0].segments) & set(agent.choose(dossier).weights)
+
+    def test_later_rounds_leave_more_out(self, bundle, dossier):
+        agent = ReasoningAgent(bundle, LinearStudent())
+        assert set(run(agent.reconsider(dossier, 2))[0].without) == {
+            "history and similar",
+            "history and pool",
+            "similar and pool",
+        }
+        assert run(agent.reconsider(dossier, 4))[0].without == {}
+
+    def test_nothing_to_decide(self, bundle, dossier):
+        agent = ReasoningAgent(bundle, LinearStudent())
+        assert run(agent.decide(dossier.take([]))) == []
+        assert run(agent.write(dossier.take([]), [], 0)) == []
+
+
+class TestSequence:
+    def test_an_answer_is_ranked_explained_and_timed(self, bundle):
+        answer = run(orchestrator(bundle, LinearStudent()).recommend("u3", 5))
+        scores = [entry.score for entry in answer.items]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+        assert not answer.degraded
+        assert all(entry.explanation.coherent for entry in answer.items)
+        assert set(answer.timings_ms) >= {
+            "retrieval",
+            "swing",
+            "reasoning",
+            "reflection",
+            "explanation",
+            "total",
+        }
+
+    def test_the_best_of_all_candidates_are_shown(self, bundle):
+        few = run(orchestrator(bundle, LinearStudent()).recommend("u3", 3))
+        all_of_them = run(orchestrator(bundle, LinearStudent()).recommend("u3", 22))
+        assert {e.item.item_id for e in few.items} == {e.item.item_id for e in all_of_them.items[:3]}
+
+    def test_low_confidence_is_reconsidered(self, bundle):
+        answer = run(orchestrator(bundle, LinearStudent(scale=0.05)).recommend("u3", 3))
+        doubted = [e.reflection for e in answer.items if e.reflection]
+        assert all("low_confidence" in reflection.triggers for reflection in doubted)
+        assert len(doubted) == 3
+        assert all(reflection.rounds == 1 for reflection in doubted)
+        assert all(e.score == pytest.approx(e.reflection.after) for e in answer.items)
+
+    def test_high_stakes_are_reconsidered_however_sure(self, bundle):
+        student = LinearStudent(scale=3)
+        answer = run(orchestrator(bundle, student).recommend("u3", 1, high_stakes=True))
+        assert "high_stakes" in answer.items[0].reflection.triggers
+
+    def test_false_sentences_are_written_anew(self, bundle):
+        answer = run(orchestrator(bundle, LinearStudent(lies=True)).recommend("u3", 3))
+        assert [e.explanation.rewritten for e in answer.items] == [1, 1, 1]
+        assert all(e.explanation.coherent for e in answer.items)
+
+    def test_without_the_student_swing_answers_and_says_so(self, bundle, retrieval):
+        answer = run(orchestrator(bundle, LinearStudent(dies=("score",))).recommend("u3", 3))
+        order = run(SwingAgent(bundle).propose(run(retrieval.fetch("u3", None)), 60)).items[:3]
+        assert answer.degraded
+        assert "died" in answer.degraded_reason
+        assert [e.item.item_id for e in answer.items] == [bundle.items[at].item_id for at in order]
+        assert all(e.explanation.coherent and e.explanation.rewritten for e in answer.items)
+
+    def test_decisions_stay_when_the_student_dies_while_writing(self, bundle):
+        whole = run(orchestrator(bundle, LinearStudent(scale=3)).recommend("u3", 3))
+        answer = run(orchestrator(bundle, LinearStudent(scale=3, dies=("write",))).recommend("u3", 3))
+        assert answer.degraded
+        assert {e.item.item_id for e in answer.items} == {e.item.item_id for e in whole.items}
+
+    def test_one_item_is_explained_even_if_it_was_rated(self, bundle, retrieval):
+        view = run(retrieval.fetch("u3", None))
+        rated = bundle.items[view.history.items[0]].item_id
+        answer = run(orchestrator(bundle, LinearStudent()).explain("u3", rated, "detailed"))
+        assert [e.item.item_id for e in answer.items] == [rated]
+        own = [e for e in answer.items[0].evidence if e.kind == "history"]
+        assert rated not in {entry.item_id for entry in own}
+
+    def test_feedback_changes_the_next_answer(self, bundle):
+        front = make_front(bundle, LinearStudent())
+
+        async def answers():
+            first = await front.orchestrator.recommend("u3", 1)
+            top = first.items[0].item.item_id
+            await front.record(feedback(top, 0), "page", None)
+            return top, await front.orchestrator.recommend("u3", 22)
+
+        top, second = run(answers())
+        assert top not in {e.item.item_id for e in second.items}
+
+    def test_a_late_answer_is_given_up(self, bundle):
+        async def slow(*_):
+            await asyncio.sleep(60)
+
+        config = bundle.config.serve.model_copy(update={"deadline_s": 0.05})
+        late = orchestrator(bundle, LinearStudent(), decide=slow)
+        late._config = config
+        with pytest.raises(TimeoutError):
+            run(late.recommend("u3", 3))
+
+    def test_nothing_left_to_recommend_is_an_empty_answer(self, bundle):
+        front = make_front(bundle, LinearStudent())
+
+        async def exhaust():
+            for item in bundle.items:
+                await front.record(feedback(item.item_id, user_id="u29"), "page", None)
+            return await front.orchestrator.recommend("u29", 3)
+
+        assert run(exhaust()).items == []
