@@ -11,7 +11,7 @@ from ray_app.engines.vllm_student import VllmStudent
 from ray_app.prompts.student import decide_prompt
 from ray_app.records import Context
 from ray_app.student.calibration import apply_all
-from ray_app.student.experts import GLOBAL, Choice
+from ray_app.student.experts import Choice
 
 SOFT = ("user", "item", "pair")
 
@@ -20,9 +20,8 @@ class Served:
     """A bundle's student with an engine of its own; `engine.close()` ends it."""
 
     def __init__(self, config: Config, bundle: Bundle):
-        adapters = {name: bundle.adapter(name) for name in (GLOBAL, *bundle.experts)}
         self.bundle, self.config = bundle, config
-        self.engine = VllmStudent(bundle.path, adapters, config.evaluate.engine)
+        self.engine = VllmStudent(bundle, config.evaluate.engine)
 
     def score(
         self, contexts: list[Context], vectors: dict[str, np.ndarray]

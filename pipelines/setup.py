@@ -71,8 +71,8 @@ def _check_torch(venv: Path) -> None:
     result = subprocess.run([str(venv / "bin" / "python"), "-c", code], capture_output=True, text=True)
     if result.stdout.strip() != "None":
         raise SetupError(
-            "pip took a CUDA build of torch: remove .venv and give pip PyTorch's CPU index, "
-            "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup"
+            "pip took a CUDA build of torch: remove .venv, name PyTorch's CPU wheel index in "
+            "PIP_EXTRA_INDEX_URL and run make setup again"
         )
 
 

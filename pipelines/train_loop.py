@@ -58,6 +58,7 @@ class Data:
         self.tokenizer = load_tokenizer(config, folder)
         self.vectors = {name: np.load(encode / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES}
         self.widths = {name: int(value.shape[1]) for name, value in self.vectors.items()}
+        self.reason_repeats = config.student.bootstrap.reason_repeats
         self.examples = read_tokens(folder / "tokens" / "examples")
         self.valid = [item for item, _ in read_tokens(folder / "tokens" / "valid")]
         corpus = folder / "tokens" / "corpus"
@@ -65,7 +66,8 @@ class Data:
 
     def of(self, phase: Phase) -> list[Sequence]:
         if phase.name == BOOTSTRAP:
-            return [*self.corpus, *(item for item, _ in self.examples)]
+            again = [item for item, _ in self.examples if item.reasoned] * (self.reason_repeats - 1)
+            return [*self.corpus, *(item for item, _ in self.examples), *again]
         return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
 
 

@@ -1,7 +1,7 @@
 """The published bundle: everything the service needs, as one versioned folder.
 
     bundle.json         version, config, experts, and `cut`: the last timestamp it has seen
-    model/              base LM and tokenizer          adapters/<name>@<version>/   LoRA adapters
+    model/              a bootstrapped base LM         adapters/<name>@<version>/   LoRA adapters
     projector.pt        clusters.npz                   calibration.json
     items.parquet       users.parquet                  histories.npz
     state.npz           latent.npy                     swing/   item neighbours and user index
@@ -26,7 +26,7 @@ from ray_app.collab.rolling import ItemState, user_rate
 from ray_app.config import Config
 from ray_app.errors import ArtifactError, NotFoundError
 from ray_app.records import Interaction, Item, item_record
-from ray_app.student.experts import Choice, Clusters, choose
+from ray_app.student.experts import GLOBAL, Choice, Clusters, choose
 from ray_app.swing.snapshots import load_snapshot
 
 MANIFEST = "bundle.json"
@@ -90,6 +90,17 @@ class Bundle:
                 for name, value in json.loads((path / "calibration.json").read_bytes()).items()
             },
         )
+
+    @property
+    def model(self) -> str:
+        """Folder of the base LM in the bundle, or the pretrained one that the config names."""
+        own = self.path / "model"
+        return str(own) if own.exists() or self.config.student.base is None else self.config.student.base
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folder of every adapter by name."""
+        return {name: self.adapter(name) for name in (GLOBAL, *self.experts)}
 
     def adapter(self, name: str) -> Path:
         """Folder of an adapter, `global` or an expert."""

@@ -185,10 +185,23 @@ class BootstrapConfig(Section):
 
     hidden: int = Field(default=96, ge=16)
     layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
+    heads: int = Field(default=3, ge=1)
     vocab: int = Field(default=2000, ge=300)
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the corpus and the mix."""
+    reason_repeats: int = Field(default=2, ge=1)
+    """How often a pass shows each reasoning row: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _head_size(self) -> BootstrapConfig:
+        size = self.hidden / self.heads
+        if size not in (32, 64, 80, 96, 112, 128, 160, 192, 224, 256):
+            raise ValueError(
+                f"hidden {self.hidden} / heads {self.heads} makes heads of size {size:g}, which vLLM does not "
+                f"serve on CPU: make it 32, 64, 96 or 128"
+            )
+        return self
 
 
 class StudentConfig(Section):

@@ -82,12 +82,11 @@ def application(settings: Settings, make_student: MakeStudent) -> Application:
     """The graph of deployments around a student engine."""
     config = settings.config.serve
     ingress = serve.deployment(
-        Ingress,
         name="Ingress",
         max_ongoing_requests=config.max_ongoing + config.max_queued + SPARE,
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": SMALL_CPUS},
-    )
+    )(Ingress)
     return ingress.bind(
         settings,
         small(Retrieval, "Retrieval", config).bind(settings),

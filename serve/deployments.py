@@ -133,25 +133,23 @@ def open_bundle(settings: Settings) -> Bundle:
 def small(agent: type, name: str, config: ServeConfig) -> Deployment:
     """The deployment of an agent without a model."""
     return serve.deployment(
-        agent,
         name=name,
         max_ongoing_requests=config.max_ongoing,
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": SMALL_CPUS},
-    )
+    )(agent)
 
 
 def reasoning(config: ServeConfig) -> Deployment:
     """The deployment of the reasoning agent: fixed or autoscaled, with its share of a GPU."""
     deployment = serve.deployment(
-        Reasoning,
         name="Reasoning",
         max_ongoing_requests=config.max_ongoing,
         max_queued_requests=config.max_queued,
         health_check_period_s=10.0,
         health_check_timeout_s=HEALTH_S,
         ray_actor_options={"num_cpus": REASONING_CPUS, "num_gpus": config.reasoning_gpus},
-    )
+    )(Reasoning)
     if config.reasoning_max_replicas <= config.reasoning_replicas:
         return deployment.options(num_replicas=config.reasoning_replicas)
     scaling = AutoscalingConfig(

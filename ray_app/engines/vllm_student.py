@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ray_app.bundle import Bundle
 from ray_app.config import EngineConfig
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare
@@ -33,13 +34,9 @@ POLL_S = 0.05
 
 
 class VllmStudent:
-    """Implements `engines.student.StudentEngine`.
+    """Implements `engines.student.StudentEngine` for a bundle's model, projector and adapters."""
 
-    folder holds model/, projector.pt and the adapters; adapters maps a name to its folder (which carries
-    the bundle's version, for prefix caching).
-    """
-
-    def __init__(self, folder: Path, adapters: dict[str, Path], config: EngineConfig):
+    def __init__(self, bundle: Bundle, config: EngineConfig):
         prepare(in_process=config.tensor_parallel == 1)
         import torch
         from transformers import AutoTokenizer
@@ -48,16 +45,14 @@ class VllmStudent:
 
         from ray_app.student.model import Projector
 
-        model = folder / "model" if config.model == "bundle" else Path(config.model)
-        if not model.exists():
-            raise EngineError(f"student model {model} does not exist: run the pipeline until stage publish")
+        model, adapters = bundle.model, bundle.adapters
         self.config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(str(model))
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.yes, self.no = answer_ids(self.tokenizer)
         self._embedding = input_embedding(model)
-        state = torch.load(folder / "projector.pt", weights_only=True)
-        widths = {name.removeprefix("mean_"): len(v) for name, v in state.items() if name.startswith("mean_")}
-        self._projector = Projector(widths, self._embedding.shape[1])
+        state = torch.load(bundle.path / "projector.pt", weights_only=True)
+        widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
+        self._projector = Projector(widths, self._embedding.shape[1]).float()
         self._projector.load_state_dict(state)
         self._projector.eval()
         self._adapters = {
@@ -71,7 +66,7 @@ class VllmStudent:
         )
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
-                model=str(model),
+                model=model,
                 dtype=config.dtype,  # pyright: ignore[reportArgumentType]
                 quantization=config.quantization,  # pyright: ignore[reportArgumentType]
                 tensor_parallel_size=config.tensor_parallel,
@@ -207,16 +202,19 @@ class VllmStudent:
                 _fail(future, EngineError(f"the student engine refused a request: {error}"))
 
 
-def input_embedding(model: Path) -> Any:
-    """The input embedding matrix [V, H] of a saved model, read without loading the rest."""
+def input_embedding(model: str) -> Any:
+    """The input embedding matrix [V, H] of a model folder or hub name, read without loading the rest."""
     import json
 
     from safetensors import safe_open
+    from transformers.utils.hub import cached_file
 
-    index = model / "model.safetensors.index.json"
-    name = "model.embed_tokens.weight"
-    file = json.loads(index.read_text())["weight_map"][name] if index.exists() else "model.safetensors"
-    with safe_open(str(model / file), framework="pt") as tensors:
+    name, file = "model.embed_tokens.weight", "model.safetensors"
+    index = cached_file(model, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        file = json.loads(Path(index).read_text())["weight_map"][name]
+    found = cached_file(model, file)
+    with safe_open(str(found), framework="pt") as tensors:
         return tensors.get_tensor(name)
 
 

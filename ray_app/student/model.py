@@ -57,7 +57,8 @@ class Projector(nn.Module):
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         """(n, width) -> (n, hidden)"""
         scaled = (vectors - getattr(self, f"mean_{name}")) * getattr(self, f"scale_{name}")
-        return self.maps[name](scaled.clamp(-6, 6))
+        kind = next(self.maps[name].parameters()).dtype
+        return self.maps[name](scaled.clamp(-6, 6).to(kind))
 
 
 @dataclass

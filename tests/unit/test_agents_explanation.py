@@ -182,7 +182,7 @@ def test_every_phrase_of_the_writer_reads_as_english():
     contexts(),
     st.floats(0, 1),
     st.lists(st.text(max_size=60), max_size=3),
-    st.sampled_from(["brief", "standard", "detailed"]),
+    st.sampled_from(DETAILS),
 )
 def test_whatever_the_student_writes_the_explanation_is_coherent(made, p, texts, detail):
     explanation = explain(made, verdict(p, *texts), detail)

@@ -1,0 +1,129 @@
+"""The page in headless Chromium against the real API on the synthetic bundle."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from tests.browser import Page, chromium
+from tests.pages import page_server
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="needs Chromium (Debian: apt-get install chromium)"),
+]
+CARDS = "document.querySelectorAll('#cards .card').length"
+IDLE = "!document.querySelector('#cards.busy')"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    api = page_server(tmp_path_factory.mktemp("bundle"))
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with Page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page, address: str) -> Iterator[Page]:
+    """The page with user u3's recommendations."""
+    browser.faults.clear()
+    browser.resize(1200, 1000)
+    browser.open("about:blank")
+    browser.open(f"{address}/#u3")
+    browser.until(f"{CARDS} === 5 && {IDLE}")
+    yield browser
+    assert browser.faults == []
+
+
+def test_history_and_recommendations_are_shown(page):
+    assert page.run("document.querySelectorAll('#events li').length") >= 18
+    assert page.run("document.querySelector('#profile').textContent").endswith("age 23")
+    assert "reasoning" in page.run("document.querySelector('#timings').textContent")
+
+
+def test_a_chip_opens_its_evidence(page):
+    page.run("document.querySelector('.chip').click()")
+    assert page.run("document.querySelector('.fact').hidden") is False
+    assert "“" in page.run("document.querySelector('.fact').textContent")
+    page.run("document.querySelector('.chip').click()")
+    assert page.run("document.querySelector('.fact').hidden") is True
+
+
+def test_doubts_tell_before_and_after_and_all_four_questions(page):
+    assert "→" in page.run("document.querySelector('.doubts summary').textContent")
+    assert page.run("document.querySelector('.doubts').querySelectorAll('dt').length") == 4
+
+
+def test_a_user_is_chosen_by_keyboard(page):
+    page.run("document.querySelector('#user').value = ''; document.querySelector('#user').focus()")
+    page.type("u12")
+    page.until("document.querySelector('#users li')?.textContent.startsWith('u12')")
+    page.press("ArrowDown")
+    page.press("Enter")
+    page.until(f"location.hash === '#u12' && {CARDS} === 5 && {IDLE}")
+    assert page.run("document.querySelector('#profile').textContent").endswith("age 32")
+
+
+def test_feedback_takes_the_item_away_and_into_the_history(page):
+    top = page.run("document.querySelector('#cards .card').getAttribute('aria-label')")
+    page.run("document.querySelectorAll('#cards .card .acts button')[1].click()")
+    page.until(f"document.querySelector('#status').textContent.includes('Noted') && {IDLE}")
+    titles = "[...document.querySelectorAll('#cards .card')].map((card) => card.getAttribute('aria-label'))"
+    assert top not in page.run(titles)
+    assert page.run("document.querySelector('#events li').textContent").startswith(top)
+
+
+def test_any_title_can_be_asked_about(page):
+    page.run("document.querySelector('#item').focus()")
+    page.type("drama tale 33")
+    page.until("document.querySelectorAll('#items li').length === 1")
+    page.press("ArrowDown")
+    page.press("Enter")
+    page.until("document.querySelector('#why-card .card')")
+    assert page.run("document.querySelector('#why-card .card').getAttribute('aria-label')") == "Drama Tale 33"
+
+
+def test_an_unknown_user_is_told_and_can_be_corrected(page):
+    page.run("document.querySelector('#user').value = 'nobody'")
+    page.run("document.querySelector('#chooser').requestSubmit()")
+    page.until("document.querySelector('#status.error')?.textContent.includes(\"'nobody' does not exist\")")
+    page.faults.clear()  # the console reports the 404
+    assert page.run(CARDS) == 0
+
+
+def test_titles_are_text_not_markup(page):
+    page.run("document.querySelector('#item').value = ''; document.querySelector('#item').focus()")
+    page.type("markup")
+    page.until("document.querySelector('#items li')?.textContent.includes('<b>markup</b>')")
+    assert page.run("document.querySelector('#items b')") is None
+
+
+def test_nothing_is_wider_than_a_phone(page):
+    page.resize(360, 740)
+    assert page.run("document.documentElement.scrollWidth") <= 360
+
+
+def test_all_controls_have_names(page):
+    unnamed = """[...document.querySelectorAll('input, select, button')].filter((one) =>
+        !one.labels?.length && !one.textContent.trim() && !one.getAttribute('aria-label')).length"""
+    assert page.run(unnamed) == 0

@@ -1,0 +1,83 @@
+"""Where the service finds what it serves, and the Serve config files that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_app.config import ServeConfig
+from ray_app.errors import ConfigError
+from serve.settings import settings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "local.yaml")
+
+
+def test_bundle_and_store_lie_in_the_run(tmp_path):
+    found = settings({"config": CONFIG, "run": str(tmp_path)})
+    assert found.bundle == f"{tmp_path}/publish/bundle"
+    assert found.store == f"sqlite:///{tmp_path}/store.sqlite"
+
+
+def test_a_bundle_of_its_own(tmp_path):
+    assert settings({"config": CONFIG, "run": str(tmp_path), "bundle": "/b"}).bundle == "/b"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"config": CONFIG}, "'run' is missing"),
+        ({"run": "runs/local"}, "'config' is missing"),
+        ({"config": CONFIG, "run": "runs/local", "port": "1"}, "unknown argument 'port'"),
+        ({"config": "nowhere.yaml", "run": "runs/local"}, "nowhere.yaml does not exist"),
+        ({"config": CONFIG, "run": "memory://runs/far"}, "set serve.store"),
+    ],
+)
+def test_wrong_arguments_are_named(args, words):
+    with pytest.raises(ConfigError, match=words):
+        settings(args)
+
+
+@pytest.fixture(params=["local", "production"])
+def served(request):
+    return yaml.safe_load((ROOT / "configs" / "serve" / f"{request.param}.yaml").read_text())
+
+
+def test_shipped_files_are_valid_and_name_real_deployments(served):
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve import app
+
+    schema = ServeDeploySchema.model_validate(served)
+    (application,) = schema.applications
+    assert application.import_path == f"{app.__name__}:{app.build.__name__}"
+    assert set(application.args) <= {"config", "run", "bundle"}
+    agents = {"Ingress", "Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"}
+    assert {deployment.name for deployment in application.deployments} <= agents
+
+
+def test_the_local_file_stays_on_loopback():
+    served = yaml.safe_load((ROOT / "configs" / "serve" / "local.yaml").read_text())
+    assert served["http_options"]["host"] == "127.0.0.1"
+
+
+def test_reasoning_is_fixed_or_scales_as_configured():
+    from serve.deployments import reasoning
+
+    assert reasoning(ServeConfig(reasoning_replicas=2)).num_replicas == 2
+    scaled = reasoning(ServeConfig(reasoning_replicas=1, reasoning_max_replicas=4, reasoning_gpus=1))
+    limits = scaled._deployment_config.autoscaling_config
+    assert limits is not None
+    assert (limits.min_replicas, limits.max_replicas) == (1, 4)
+    assert scaled.ray_actor_options is not None
+    assert scaled.ray_actor_options["num_gpus"] == 1
+
+
+def test_every_hop_has_a_bounded_queue():
+    from serve.deployments import Swing, reasoning, small
+
+    for deployment in (reasoning(ServeConfig()), small(Swing, "Swing", ServeConfig())):
+        assert deployment.max_queued_requests == ServeConfig().max_queued
+        assert deployment.max_ongoing_requests == ServeConfig().max_ongoing
