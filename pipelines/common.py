@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -37,9 +38,12 @@ def open_run(options: argparse.Namespace) -> tuple[Config, Run]:
 def start_ray(config: Config) -> None:
     """Join the cluster of the job, or start a private local one when run by hand."""
     import ray
+    import ray.data
 
     if ray.is_initialized():
         return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ:
         ray.init(log_to_driver=True)
     else:

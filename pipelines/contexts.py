@@ -9,14 +9,11 @@ import numpy as np
 import polars as pl
 
 from ray_app.artifacts import Run
-from ray_app.collab.evidence import NO_PEERS, Gatherer, History, Peers, find_peers
+from ray_app.collab.evidence import NO_PEERS, SIGNALS, Gatherer, History, Peers, find_peers
 from ray_app.collab.features import Catalogue, Histories
 from ray_app.config import Config
 from ray_app.records import Context, Item, item_record
 from ray_app.swing.snapshots import load_snapshot, snapshot_for
-
-SIGNALS = 24
-"""Similar users' items to choose neighbours from."""
 
 
 class ContextSource:

@@ -21,14 +21,14 @@ from sklearn.preprocessing import StandardScaler
 
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
-from pipelines.contexts import SIGNALS, ContextSource
+from pipelines.contexts import ContextSource
 from pipelines.mix import yes_no_rows
 from pipelines.reasons import Judged, judge
 from pipelines.served import SOFT, Served
 from ray_app.agents.swing import SwingAgent
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.bundle import Bundle
-from ray_app.collab.evidence import History, Peers, find_peers
+from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.config import Config
 from ray_app.evaluation.calibration import calibration
 from ray_app.evaluation.metrics import finite

@@ -140,7 +140,7 @@ def _where(cluster: clusters.Cluster, run: str, steps: Steps) -> None:
     for name, place in (
         ("page", f"{base}/"),
         ("API", f"{base}/docs"),
-        ("report", f"{run}/report/index.html"),
+        ("report", f"{run}/report/report.html"),
         ("dashboard", f"{cluster.dashboard}  (asks for the token in {token})"),
         ("time", steps.summary()),
         ("stop with", "make stop"),

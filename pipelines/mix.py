@@ -111,6 +111,7 @@ def accepted_traces(run: Run) -> pl.DataFrame:
 def yes_no_rows(config: Config, run: Run, row_ids: np.ndarray) -> pa.Table:
     """Examples of rows, in the order given, built in parallel; each actor takes whole users."""
     import ray
+    import ray.data
 
     ids = pa.table({"row_id": row_ids.astype(np.int64), "place": np.arange(len(row_ids))})
     blocks = [ids.slice(start, CHUNK) for start in range(0, len(row_ids), CHUNK)]
@@ -118,7 +119,7 @@ def yes_no_rows(config: Config, run: Run, row_ids: np.ndarray) -> pa.Table:
         Rows,
         fn_constructor_args=(config, run.folder.uri),
         batch_size=CHUNK,
-        concurrency=2,
+        compute=ray.data.ActorPoolStrategy(size=2),
         num_cpus=1,
     )
     blocks: Any = ray.get(dataset.to_arrow_refs())  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -19,7 +19,8 @@ import time
 from importlib import import_module
 
 from pipelines.common import open_run, parser, report_line, start_ray
-from ray_app.artifacts import Run, StageSpec, execute, is_current
+from pipelines.report import write_report
+from ray_app.artifacts import MANIFEST, Run, StageSpec, execute, is_current
 from ray_app.config import Config
 from ray_app.errors import ConfigError, cli
 
@@ -51,6 +52,8 @@ def run_stages(names: list[str], config: Config, run: Run, *, force: bool = Fals
             print(f"{name} ...", flush=True)
             start_ray(config)
         print(report_line(execute(run, spec, force=force)), flush=True)
+    if run.stage("evaluate").exists(MANIFEST):
+        print(f"report    {write_report(config, run)}", flush=True)
     print(f"total     {time.monotonic() - began:7.1f} s  {run.folder.uri}", flush=True)
 
 

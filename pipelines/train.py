@@ -170,6 +170,7 @@ class Tokenize:
 def tokenize(config: Config, run: Run, local: Path, name: str, of_user: np.ndarray) -> None:
     """Tokenize one file of the mix with Ray Data into tokens/<name>/, once."""
     import ray
+    import ray.data
 
     target = local / "tokens" / name
     if target.exists():
@@ -186,7 +187,7 @@ def tokenize(config: Config, run: Run, local: Path, name: str, of_user: np.ndarr
         fn_constructor_args=(config, str(local), name == "examples"),
         batch_format="pyarrow",
         batch_size=2000,
-        concurrency=2 if frame.height > 4000 else 1,
+        compute=ray.data.ActorPoolStrategy(size=2 if frame.height > 4000 else 1),
         num_cpus=1,
     ).write_parquet(str(scratch))
     os.replace(scratch, target)
@@ -255,7 +256,7 @@ def finish(
         "experts": len(clusters.names),
         "silhouette": round(clusters.silhouette, 4),
         "trainable": curves[GLOBAL]["trainable"],
-        "valid_auc": curves[GLOBAL]["curve"][-1]["valid_auc"],
+        "valid_auc": round(curves[GLOBAL]["valid_auc"], 5),
         "valid_auc_gated": round(_auc(labels, gated), 5),
         "phases": len(trained) + 1,
     }

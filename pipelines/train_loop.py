@@ -29,8 +29,10 @@ from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
 from ray_app.student.phases import BOOTSTRAP, Phase, build, load_tokenizer, phases, save
 
 DONE = "done.json"
-CURVE_POINTS = 8
+CURVE_POINTS = 6
 """Validation points per phase."""
+CURVE_ROWS = 500
+"""Validation rows of a point; a phase's final score takes all."""
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -116,8 +118,9 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     )[0]
     total = steps_of(rows, phase, config, world, data.tokenizer.pad_token_id)
     step, curve = restore(engine, phase, world)
-    begin, saved = time.monotonic(), time.monotonic()
-    tokens, recent = 0, []
+    glance = data.valid[:: max(1, len(data.valid) // CURVE_ROWS)]
+    saved = resumed = time.monotonic()
+    tokens, seconds, recent = 0, 0.0, []
     engine.train()
     for number, batch in stream(rows, phase, config, data, rank, world, total):
         if number < step:
@@ -133,9 +136,9 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
         step = number + 1
         point = step == total or step % max(1, total // CURVE_POINTS) == 0
         if point:
-            logits = score(engine.module, data.valid, data, config.train, engine.device)
+            seconds += time.monotonic() - resumed
+            logits = score(engine.module, glance, data, config.train, engine.device)
             answer, text = np.mean(recent, axis=0)
-            seconds = time.monotonic() - begin
             curve.append(
                 {
                     "step": step,
@@ -144,10 +147,10 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
                     "tokens_per_second": round(world * tokens / seconds),
                     "loss_answer": round(float(answer), 5),
                     "loss_text": round(float(text), 5),
-                    "valid_auc": round(auc(data.valid, logits), 5),
+                    "valid_auc": round(auc(glance, logits), 5),
                 }
             )
-            recent = []
+            recent, resumed = [], time.monotonic()
             engine.train()
             if rank == 0:
                 report_progress(phase, curve[-1])
@@ -155,7 +158,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
             checkpoint(engine, phase, step, world, curve)
             saved = time.monotonic()
     commit(phase, engine, folder, data, config, rank, curve, len(rows))
-    ray.train.report({"phase": phase.name, "valid_auc": curve[-1]["valid_auc"] if curve else None})
+    ray.train.report({"phase": phase.name})
     engine.destroy()
 
 
@@ -274,7 +277,12 @@ def commit(
             save(phase, student, scratch)
             written = scratch / phase.name
             np.save(written / "valid_logits.npy", logits)
-            facts = {"curve": curve, "rows": rows, "trainable": trainable(student)}
+            facts = {
+                "curve": curve,
+                "rows": rows,
+                "trainable": trainable(student),
+                "valid_auc": auc(data.valid, logits),
+            }
             (written / DONE).write_text(json.dumps(facts))
             shutil.rmtree(folder / phase.name, ignore_errors=True)
             os.replace(written, folder / phase.name)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import tempfile
 import threading
 import time
@@ -104,23 +105,59 @@ class Folder:
         return sorted(name for name in found if "/.partial-" not in f"/{name}")
 
     def clear(self) -> None:
+        """Remove everything, marks first: what a killed removal leaves is neither done nor to be resumed."""
+        for name in (MANIFEST, STARTED):
+            if self.exists(name):
+                self.fs.rm(f"{self.root}/{name}")
         if self.fs.exists(self.root):
             self.fs.rm(self.root, recursive=True)
+        if not self.is_local:
+            copies, key = self._copies()
+            shutil.rmtree(copies.path(key), ignore_errors=True)
+            Path(copies.path(f"{key}.json")).unlink(missing_ok=True)
 
     def folder(self, name: str) -> Folder:
         return Folder(self.path(name))
 
     def local(self) -> Path:
-        """A local copy of the folder (itself, where it is local): for memory maps and model loaders."""
+        """A local copy of the folder (itself, where it is local): for memory maps and model loaders.
+
+        What a stage writes into the copy of its own folder reaches the folder by `upload`.
+        """
         if self.is_local:
             return Path(self.root)
-        copy = Path(tempfile.gettempdir()) / "rationale" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
-        for name in self.names():
-            target = copy / name
-            if not target.exists() or target.stat().st_size != self.fs.size(f"{self.root}/{name}"):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get_file(f"{self.root}/{name}", str(target))
+        copies, key = self._copies()
+        had = copies.read_json(f"{key}.json") if copies.exists(f"{key}.json") else {}
+        # ukey tells versions apart where sizes do not: most arrays keep their size when made again.
+        has = {name: self.fs.ukey(f"{self.root}/{name}") for name in self.names()}
+        for name, mark in has.items():
+            if had.get(name) != mark or not copies.exists(f"{key}/{name}"):
+                with copies.replacing(f"{key}/{name}") as local:
+                    self.fs.get_file(f"{self.root}/{name}", local)
+        for name in had.keys() - has.keys():
+            Path(copies.path(f"{key}/{name}")).unlink(missing_ok=True)
+        copies.write_json(f"{key}.json", has)
+        copy = Path(copies.path(key))
+        copy.mkdir(exist_ok=True)
         return copy
+
+    def upload(self) -> None:
+        """Send to the folder what was written into its local copy and did not come from it."""
+        if self.is_local:
+            return
+        copies, key = self._copies()
+        if not copies.exists(f"{key}.json"):
+            return
+        had, copy = copies.read_json(f"{key}.json"), copies.folder(key)
+        for name in copy.names():
+            if name not in had:
+                with self.replacing(name) as local:
+                    shutil.copyfile(copy.path(name), local)
+
+    def _copies(self) -> tuple[Folder, str]:
+        """Where local copies are kept on this machine, and this folder's name there."""
+        copies = Folder(Path(tempfile.gettempdir()) / "rationale")
+        return copies, hashlib.sha256(self.uri.encode()).hexdigest()[:16]
 
 
 class Run:
@@ -256,6 +293,7 @@ def execute(run: Run, spec: StageSpec, *, force: bool = False) -> dict[str, Any]
         folder.write_json(STARTED, {"fingerprint": mark})
     with Meter() as usage:
         counts = spec.body(folder)
+        folder.upload()
     files = {name: folder.fs.size(f"{folder.root}/{name}") for name in folder.names()}
     manifest = {
         "stage": spec.name,

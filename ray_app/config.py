@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SplitConfig(Section):
@@ -169,7 +169,7 @@ class ReasonConfig(Section):
 class MixConfig(Section):
     """The training examples."""
 
-    reason_share: float = Field(default=0.2, gt=0, lt=1)
+    reason_share: float = Field(default=0.2, ge=0.001, le=0.999)
     """Share of examples that carry reasoning; the rest are Yes/No rows."""
 
 
@@ -198,8 +198,8 @@ class BootstrapConfig(Section):
         size = self.hidden / self.heads
         if size not in (32, 64, 80, 96, 112, 128, 160, 192, 224, 256):
             raise ValueError(
-                f"hidden {self.hidden} / heads {self.heads} makes heads of size {size:g}, which vLLM does not "
-                f"serve on CPU: make it 32, 64, 96 or 128"
+                f"hidden {self.hidden} / heads {self.heads} makes heads of size {size:g}, which vLLM does "
+                f"not serve on CPU: make it 32, 64, 96 or 128"
             )
         return self
 
@@ -348,7 +348,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not file.is_file():
         raise ConfigError(f"config file {file} does not exist: give --config one of configs/*.yaml")
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
+        tree = yaml.safe_load(file.read_bytes()) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -381,4 +381,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
-    tree[leaf] = yaml.safe_load(text)
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r} is not valid YAML after the =: quote the value") from error

@@ -14,11 +14,9 @@ from scipy.special import expit, logit
 
 from ray_app.agents.interface import Dossier, Proposal, UserView
 from ray_app.bundle import Bundle
-from ray_app.collab.evidence import History, Peers, find_peers
+from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.records import Context, Verdict
 
-SIGNALS = 24
-"""Similar users' favourites to choose evidence from: the number that training used."""
 HALF_LIFE = 20.0
 SWING = "swing"
 """What a verdict names as its expert where no adapter decided."""

@@ -22,6 +22,8 @@ from ray_app.swing.users import Signals, UserIndex, strengths
 CONTENT, RECENCY = 0.5, 0.1
 """Weight of feature overlap and of recency beside the Swing score (scaled to 1 for the nearest item)."""
 MIN_PEERS = 2
+SIGNALS = 24
+"""Similar users' favourites that neighbours are chosen from."""
 Facts = dict[str, Any]
 """An Evidence without its id."""
 

@@ -26,7 +26,7 @@ def item_vectors(
     previous: np.ndarray | None,
     seed: int,
 ) -> np.ndarray:
-    """float32 [n_items, dimensions], mean row norm 1.
+    """float32 [n_items, dimensions], mean row norm 1; a small catalogue leaves the last dimensions 0.
 
     users, items int [n] (the interactions known so far); feature_matrix [n_items, n_features] binary;
     previous: the vectors of the snapshot before, to align with.
@@ -37,16 +37,17 @@ def item_vectors(
     keep = (common.row != common.col) & (common.data >= MIN_COMMON)
     row, col, count = common.row[keep], common.col[keep], common.data[keep].astype(np.float64)
     vectors = np.zeros((n_items, dimensions))
-    if len(count) > dimensions:
+    rank = min(dimensions, n_items - 1)
+    if len(count) > rank:
         degree = np.bincount(row, weights=count, minlength=n_items)
         pmi = np.log(count * degree.sum() / (degree[row] * degree[col]))
         positive = pmi > 0
         matrix = sp.csr_matrix(
             (pmi[positive], (row[positive], col[positive])), shape=(n_items, n_items), dtype=np.float64
         )
-        if matrix.nnz > dimensions:
-            left, strength, _ = svds(matrix, k=dimensions, rng=np.random.default_rng(seed))
-            vectors = np.asarray(left)[:, ::-1] * np.sqrt(strength[::-1])
+        if matrix.nnz > rank:
+            left, strength, _ = svds(matrix, k=rank, rng=np.random.default_rng(seed))
+            vectors[:, :rank] = np.asarray(left)[:, ::-1] * np.sqrt(strength[::-1])
     vectors = _fill_cold(vectors, feature_matrix)
     norm = np.linalg.norm(vectors, axis=1).mean()
     vectors = vectors / norm if norm > 0 else vectors

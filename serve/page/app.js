@@ -36,7 +36,7 @@ async function show(userId) {
     if (error.name === "AbortError") return;
     say(error.message, "error", () => show(userId));
     $("cards").replaceChildren();
-    $("timings").hidden = true;
+    for (const id of ["timings", "history", "why"]) $(id).hidden = true;
   }
   $("cards").classList.remove("busy");
 }

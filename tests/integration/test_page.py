@@ -109,6 +109,7 @@ def test_an_unknown_user_is_told_and_can_be_corrected(page):
     page.until("document.querySelector('#status.error')?.textContent.includes(\"'nobody' does not exist\")")
     page.faults.clear()  # the console reports the 404
     assert page.run(CARDS) == 0
+    assert page.run("document.querySelector('#history').hidden"), "nobody's history is not u3's"
 
 
 def test_titles_are_text_not_markup(page):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,30 +12,16 @@ from ray_app.agents.interface import Proposal
 from ray_app.agents.orchestrator import Orchestrator
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
-from ray_app.agents.swing import SIGNALS, SwingAgent
+from ray_app.agents.swing import SwingAgent
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
 from ray_app.records import Interaction
-from tests.bundles import START, LinearStudent, make_bundle, store_url
+from tests.bundles import START, LinearStudent, store_url
 from tests.pages import make_front
 
 LATER = START + 400 * 86_400
-
-
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    make_bundle(folder)
-    return folder
-
-
-@pytest.fixture
-def bundle(published: Path, tmp_path: Path) -> Bundle:
-    """A copy of its own, since feedback goes into its store."""
-    shutil.copytree(published, tmp_path / "bundle")
-    return Bundle.open(tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -176,11 +160,6 @@ class TestSwing:
         expected = expit(logit(rate) + logit(view.like_rate) - logit(bundle.state.global_rate))
         assert verdict.p_yes == pytest.approx(expected)
         assert verdict.expert == "swing"
-
-    def test_as_many_signals_as_in_training(self):
-        from pipelines import contexts
-
-        assert contexts.SIGNALS == SIGNALS
 
 
 class TestReasoning:

@@ -115,6 +115,19 @@ def test_a_local_copy_of_a_remote_folder_follows_it_even_at_the_same_size():
     assert not (folder.local() / "deep/x.npy").exists()
 
 
+def test_what_a_stage_writes_into_its_local_copy_reaches_the_run(run):
+    def body(folder: Folder) -> dict[str, int]:
+        assert [path for path in folder.local().rglob("*.bin")] == []
+        (folder.local() / "deep").mkdir()
+        (folder.local() / "deep" / "x.bin").write_bytes(b"123")
+        return {}
+
+    for key in (1, 2):
+        manifest = execute(run, StageSpec("one", body, {"k": key}))
+        assert manifest["files"]["deep/x.bin"] == 3
+        assert run.stage("one").read("deep/x.bin") == b"123"
+
+
 def test_the_local_copy_of_a_local_folder_is_itself(tmp_path):
     assert Folder(tmp_path).local() == tmp_path
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,21 +13,8 @@ from ray_app.errors import OverloadedError
 from ray_app.records import Recommendation
 from serve.ingress import make_api
 from serve.limits import MAX_BODY
-from tests.bundles import LinearStudent, make_bundle
+from tests.bundles import LinearStudent
 from tests.pages import make_front
-
-
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    make_bundle(folder)
-    return folder
-
-
-@pytest.fixture
-def bundle(published: Path, tmp_path: Path) -> Bundle:
-    shutil.copytree(published, tmp_path / "bundle")
-    return Bundle.open(tmp_path / "bundle")
 
 
 def client_of(bundle: Bundle, student: LinearStudent | None = None, **changed) -> TestClient:
