@@ -3,8 +3,8 @@
 Writes metrics.json and samples.json; `pipelines.report` turns them into the page.
 
 *Exposed*: whole users of the test split, each row scored from what was known just before it.
-*Full catalogue*: at the moment the test split begins, rank all items a user has not rated; the student
-re-ranks the candidates that the service would give it.
+*Full catalogue*: at the moment the test split begins, rank all items a user has not rated; `student` ranks
+the candidates as the service does, `student alone` by P(yes) only.
 *Reasons*: written for test rows as the service writes them, judged by programs against their evidence.
 """
 
@@ -25,6 +25,7 @@ from pipelines.contexts import ContextSource
 from pipelines.mix import yes_no_rows
 from pipelines.reasons import Judged, judge
 from pipelines.served import SOFT, Served
+from ray_app.agents.orchestrator import ranking
 from ray_app.agents.swing import SwingAgent
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.bundle import Bundle
@@ -185,7 +186,8 @@ def full_catalogue(config: Config, source: ContextSource, served: Served, split:
             continue
         sets.append(goal)
         peers = find_peers(bundle.gatherer.index, history, now, user, SIGNALS)
-        candidates, _ = agent.candidates(history, peers, settings.catalogue_candidates)
+        candidates, interest = agent.candidates(history, peers, settings.catalogue_candidates)
+        p_yes = decide(source, served, user, history, candidates, now, peers)
         unseen = np.setdiff1d(everything, history.items)
         draw = np.random.default_rng([config.seed, user]).permutation(unseen)
         lists = {
@@ -193,7 +195,8 @@ def full_catalogue(config: Config, source: ContextSource, served: Served, split:
             "popularity": unseen[np.argsort(-statistics[unseen, 0], kind="stable")],
             "item rate": unseen[np.argsort(-statistics[unseen, 1], kind="stable")],
             "Swing": candidates,
-            STUDENT: rerank(source, served, user, history, candidates, now, peers),
+            "student alone": candidates[np.argsort(-p_yes, kind="stable")],
+            STUDENT: candidates[ranking(interest, p_yes)],
         }
         for name, items in lists.items():
             ranked.setdefault(name, []).append(np.asarray(items[:longest]))
@@ -202,7 +205,7 @@ def full_catalogue(config: Config, source: ContextSource, served: Served, split:
     return table
 
 
-def rerank(
+def decide(
     source: ContextSource,
     served: Served,
     user: int,
@@ -211,7 +214,7 @@ def rerank(
     now: int,
     peers: Peers,
 ) -> np.ndarray:
-    """Candidates in the order of the student's logits, asked as the service asks."""
+    """P(yes) of candidates, asked as the service asks."""
     bundle = served.bundle
     statistics = bundle.statistics(candidates)
     contexts = [
@@ -229,8 +232,7 @@ def rerank(
         )
         for item, (count, rate, _) in zip(candidates, statistics, strict=True)
     ]
-    logits, _, _ = served.score(contexts, bundle.vectors(history, candidates, now))
-    return candidates[np.argsort(-logits, kind="stable")]
+    return served.score(contexts, bundle.vectors(history, candidates, now))[1]
 
 
 if __name__ == "__main__":

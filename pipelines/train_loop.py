@@ -173,10 +173,13 @@ def steps_of(rows: list[Sequence], phase: Phase, config: Config, world: int, pad
 def stream(
     rows: list[Sequence], phase: Phase, config: Config, data: Data, rank: int, world: int, total: int
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) for this worker: batch number step * world + rank of the endless seeded sequence."""
+    """(step, batch) for this worker: batch number step * world + rank of the endless seeded sequence.
+
+    A cluster without examples has no batch: its expert stays the global adapter.
+    """
     weights = {False: config.train.loss_rec, True: config.train.loss_reason}
     number, epoch = 0, 0
-    while True:
+    while rows:
         seed = config.seed * 1000 + epoch
         pad = data.tokenizer.pad_token_id
         for batch in batches(rows, data.vectors, weights, pad, config.train.batch_tokens, seed):

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+import numpy as np
 
 from ray_app.agents.interface import Detail, Dossier, Review, SecondLook, Team
 from ray_app.config import ServeConfig
@@ -21,6 +23,16 @@ from ray_app.records import Recommendation, RecommendedItem, Verdict
 
 HURRY = 0.5
 """Reflection takes no further round once this share of the deadline has gone by."""
+
+
+def ranking(interest: np.ndarray, p_yes: Sequence[float] | np.ndarray) -> list[int]:
+    """Places in descending interest * P(yes); equals stay in their order.
+
+    The two say different things: Swing's candidate score how near an item is to what the user turns to,
+    P(yes) whether they would like it. Ranked by P(yes) alone, the catalogue's best-rated items win,
+    whoever asks.
+    """
+    return np.argsort(-(np.maximum(interest, 1e-9) * np.asarray(p_yes)), kind="stable").tolist()
 
 
 class Timings:
@@ -83,7 +95,7 @@ class Orchestrator:
                 proposal = await team.propose(view, max(k, self._config.candidates))
             with clock.of("retrieval"):
                 dossier = await team.assemble(view, proposal)
-            best, reviews, trouble = await self._decide(dossier, k, high_stakes, clock)
+            best, reviews, trouble = await self._decide(dossier, proposal.scores, k, high_stakes, clock)
             with clock.of("explanation"):
                 texts = await team.present(best, [review.verdict for review in reviews], detail)
         items = [
@@ -100,8 +112,7 @@ class Orchestrator:
         ]
         return Recommendation(
             user_id=user_id,
-            # Sorting is stable: what reflection left equal stays in the order of the first decision.
-            items=items if trouble else sorted(items, key=lambda entry: -entry.score),
+            items=items,
             degraded=bool(trouble),
             degraded_reason=trouble,
             versions=self._versions,
@@ -109,9 +120,9 @@ class Orchestrator:
         )
 
     async def _decide(
-        self, dossier: Dossier, k: int, high_stakes: bool, clock: Timings
+        self, dossier: Dossier, interest: np.ndarray, k: int, high_stakes: bool, clock: Timings
     ) -> tuple[Dossier, list[Review], str]:
-        """The best k, their reviewed decisions, and what went wrong if anything did."""
+        """The best k, their reviewed decisions in order, and what went wrong if anything did."""
         try:
             with clock.of("reasoning"):
                 verdicts = await self._team.decide(dossier)
@@ -121,12 +132,14 @@ class Orchestrator:
                 verdicts = await self._team.estimate(best)
             trouble = f"the student did not answer ({error}): Swing's order, rates for scores"
             return best, [Review(verdict, None) for verdict in verdicts], trouble
-        order = sorted(range(len(verdicts)), key=lambda at: -verdicts[at].p_yes)[:k]
-        best, verdicts = dossier.take(order), [verdicts[at] for at in order]
+        order = ranking(interest, [verdict.p_yes for verdict in verdicts])[:k]
+        best, verdicts, interest = dossier.take(order), [verdicts[at] for at in order], interest[order]
         try:
             with clock.of("reasoning"):
                 verdicts = await self._team.write(best, verdicts, 0)
-            return best, await self._doubt(best, verdicts, high_stakes, clock), ""
+            reviews = await self._doubt(best, verdicts, high_stakes, clock)
+            order = ranking(interest, [review.verdict.p_yes for review in reviews])
+            return best.take(order), [reviews[at] for at in order], ""
         except EngineError as error:
             trouble = f"the student stopped answering ({error}): reasons were written from the evidence"
             return best, [Review(verdict, None) for verdict in verdicts], trouble

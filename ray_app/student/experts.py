@@ -23,6 +23,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from ray_app.config import GateConfig
+from ray_app.errors import DataError
 
 GLOBAL = "global"
 SILHOUETTE_SAMPLE = 2000
@@ -67,16 +68,23 @@ def cluster_users(
     """Cluster user vectors [n, d]; the number in smallest..largest with the best silhouette.
 
     A number whose smallest cluster holds less than min_share of the users is only taken if none is better
-    balanced.
+    balanced. Raises DataError for fewer users than smallest + 1.
     """
+    if len(vectors) <= smallest:
+        raise DataError(
+            f"{len(vectors)} users have training rows, too few for train.min_experts {smallest}: lower it"
+        )
     mean, scale = vectors.mean(0), 1 / np.maximum(vectors.std(0), 1e-3)
     z = np.clip((vectors - mean) * scale, -5, 5).astype(np.float32)
     best: tuple[bool, float, np.ndarray] | None = None
-    for number in range(smallest, largest + 1):
+    for number in range(smallest, min(largest, len(vectors) - 1) + 1):
         fit = KMeans(number, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
         labels = fit.fit_predict(z)
         sample = min(SILHOUETTE_SAMPLE, len(z))
-        quality = float(silhouette_score(z, labels, sample_size=sample, random_state=seed))
+        # One cluster has no silhouette; 0 is that of users who lie between two.
+        quality = (
+            float(silhouette_score(z, labels, sample_size=sample, random_state=seed)) if number > 1 else 0.0
+        )
         balanced = bool(np.bincount(labels).min() >= min_share * len(z))
         candidate = (balanced, quality, fit.cluster_centers_)
         if best is None or candidate[:2] > best[:2]:

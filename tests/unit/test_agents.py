@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, logit
 
 from ray_app.agents.interface import Proposal
-from ray_app.agents.orchestrator import Orchestrator
+from ray_app.agents.orchestrator import Orchestrator, ranking
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
 from ray_app.agents.swing import SwingAgent
@@ -213,11 +213,16 @@ class TestReasoning:
 
 
 class TestSequence:
-    def test_an_answer_is_ranked_explained_and_timed(self, bundle):
+    def test_ranking_is_by_interest_times_p_yes_and_stable(self):
+        assert ranking(np.array([1.0, 0.5, 0.25, 0.5]), [0.2, 0.9, 0.9, 0.9]) == [1, 3, 2, 0]
+
+    def test_an_answer_is_ranked_explained_and_timed(self, bundle, retrieval):
         answer = run(orchestrator(bundle, LinearStudent()).recommend("u3", 5))
-        scores = [entry.score for entry in answer.items]
-        assert len(scores) == 5
-        assert scores == sorted(scores, reverse=True)
+        proposal = run(SwingAgent(bundle).propose(run(retrieval.fetch("u3", None)), 60))
+        interest = dict(zip(proposal.items.tolist(), proposal.scores.tolist(), strict=True))
+        relevance = [interest[bundle.item_code(entry.item.item_id)] * entry.score for entry in answer.items]
+        assert len(relevance) == 5
+        assert relevance == sorted(relevance, reverse=True)
         assert not answer.degraded
         assert all(entry.explanation.coherent for entry in answer.items)
         assert set(answer.timings_ms) >= {

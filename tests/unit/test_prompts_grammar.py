@@ -1,0 +1,148 @@
+"""What the student may write: every true trace fits the grammar, no altered fact does."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from teacher_contexts import FEATURES, context, contexts, evidence, usual
+
+from ray_app.config import EngineConfig
+from ray_app.engines.evidence import EvidenceEngine
+from ray_app.engines.interface import GenerationRequest
+from ray_app.prompts.cards import evidence_card
+from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.parse import parse_answer, parse_reasoning
+from ray_app.prompts.student import reasoning_target
+from ray_app.prompts.teacher import TEMPLATES
+from ray_app.records import Context, Trace
+
+TEACHER_STEPS = 5
+"""The most that the evidence writer writes."""
+
+
+def trace(about: Context, template: str, seed: int) -> Trace:
+    facts = {"id": "1", "prompt": "", "n": 1, "max_tokens": 320, "temperature": 0.7}
+    request = GenerationRequest(context=about, template=template, seed=seed, **facts)
+    (generation,) = EvidenceEngine(EngineConfig()).generate([request])
+    parsed = parse_answer(generation.texts[0])
+    assert parsed.verdict is not None
+    return Trace(
+        row_id=1,
+        path=0,
+        steps=parsed.steps,
+        verdict=parsed.verdict,
+        label=parsed.verdict,
+        mode="blind",
+        rounds=0,
+        template=template,
+        engine="evidence",
+        model="evidence",
+        tokens=1,
+        accepted=True,
+    )
+
+
+def accepts(about: Context, answer: bool, text: str, steps: int = TEACHER_STEPS) -> bool:
+    return re.fullmatch(reasoning_regex(about, answer, steps), text) is not None
+
+
+@settings(max_examples=120, deadline=None)
+@given(contexts(), st.sampled_from(TEMPLATES), st.integers(0, 2**31 - 1))
+def test_every_trace_of_the_evidence_writer_fits_and_only_with_its_own_answer(about, template, seed):
+    made = trace(about, template, seed)
+    text = reasoning_target(made, about)
+    assert accepts(about, made.verdict, text), text
+    assert not accepts(about, not made.verdict, text)
+    assert accepts(about, made.verdict, text, len(made.steps))
+    if len(made.steps) > 1:
+        assert not accepts(about, made.verdict, text, len(made.steps) - 1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(contexts(), st.integers(0, 2**31 - 1), st.data())
+def test_a_card_with_an_altered_fact_never_fits(about, seed, data):
+    made = trace(about, "plain", seed)
+    text = reasoning_target(made, about)
+    (cited, *_) = made.steps[0].citations
+    entry = about.cited(cited)
+    assert entry is not None
+    changes: list[dict] = [{"sign": -entry.sign}, {"shared": [*entry.shared, "Western"]}]
+    if entry.kind == "history":
+        changes.append({"rating": 1.0 if entry.rating == 5 else 5.0 if entry.rating == 4 else 4.0})
+    if entry.kind == "peers":
+        changes.append({"support": 4 * entry.support + 4})
+    altered = entry.model_copy(update=data.draw(st.sampled_from(changes)))
+    assert evidence_card(altered) != evidence_card(entry)
+    lie = text.replace(evidence_card(entry), evidence_card(altered))
+    assert lie != text
+    assert not accepts(about, made.verdict, lie)
+
+
+GOOD = " ( [e1] <r5> <+> <=> Comedy ) The user liked [e1]. ( [e2] <r2> <-> ) But not [e2]. ( Yes )"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("( [e1] <r5>", "( [e9] <r5>"),
+        ("liked [e1]", "liked [e9]"),
+        ("liked [e1]", "liked [e2]"),
+        ("liked [e1].", "liked it."),
+        ("liked [e1].", "liked [e1] and [e2]."),
+        ("<r5>", "<r4>"),
+        ("<r5> <+>", "<r5> <->"),
+        ("<=> Comedy", "<=> Drama"),
+        (" <=> Comedy", ""),
+        ("( [e2] <r2> <-> ) ", ""),
+        ("The user liked", "The <+> user liked"),
+        ("The user liked", "The (user) liked"),
+        ("The user", "The\nuser"),
+        ("The user", "T" * 140),
+        ("( Yes )", "( No )"),
+        ("( Yes )", ""),
+        ("( Yes )", "( Yes ) and more"),
+        (" ( [e1]", "( [e1]"),
+    ],
+)
+def test_each_planted_fault_is_refused(old, new):
+    assert accepts(usual(), True, GOOD)
+    assert old in GOOD
+    assert not accepts(usual(), True, GOOD.replace(old, new, 1))
+
+
+def test_steps_may_come_in_any_order_and_number_up_to_the_limit():
+    card = evidence_card(usual().evidence[3])
+    step = f" {card} Peers disliked it [e4]."
+    for count in (1, 2, 3, 4):
+        assert accepts(usual(), False, step * count + " ( No )", 4)
+    assert not accepts(usual(), False, step * 5 + " ( No )", 4)
+    assert not accepts(usual(), False, " ( No )", 4)
+
+
+def test_without_evidence_only_the_conclusion_is_left():
+    assert accepts(context(), False, " ( No )")
+    assert not accepts(context(), False, " It is bad. ( No )")
+
+
+@pytest.mark.parametrize("feature", ["C++", "a.b", "x|y", "$5^2", "{1}", "back\\slash", *FEATURES])
+def test_features_are_text_and_no_pattern(feature):
+    entry = evidence("e1", "history", 1, shared=[feature], features=[feature])
+    about = context(entry)
+    text = f" {evidence_card(entry)} The user liked [e1]. ( Yes )"
+    assert accepts(about, True, text)
+    assert not accepts(about, True, text.replace("<=> ", "<=> z"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_fits_reads_back_as_true_cards_and_the_answer(data):
+    about, answer = usual(), data.draw(st.booleans())
+    text = data.draw(st.from_regex(reasoning_regex(about, answer, 2), fullmatch=True))
+    written = parse_reasoning(text)
+    cards = {evidence_card(entry)[2:-2].strip() for entry in about.evidence}
+    assert written.conclusion is answer
+    assert 1 <= len(written.steps) <= 2
+    assert {body for body, _ in written.steps} <= cards
+    for body, step in written.steps:
+        assert [f"[{name}]" for name in step.citations] == [body.split()[0]]
