@@ -47,6 +47,7 @@ def spec(config: Config, run: Run) -> StageSpec:
         keys={
             "evaluate": config.evaluate.model_dump(),
             "gate": config.serve.gate.model_dump(),
+            "reasoning_tokens": config.serve.reasoning_tokens,
             "seed": config.seed,
         },
         reads=["prepare", "swing", "encode", "reason", "mix", "train"],

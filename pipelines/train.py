@@ -45,6 +45,8 @@ TOKENS = pa.schema(
         ("text_start", pa.int32()),
     ]
 )
+QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Otherwise every line a worker prints comes twice."""
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -222,7 +224,7 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
             storage_path=str(local),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={"env_vars": {} if train.use_gpu else MALLOC},
+            worker_runtime_env={"env_vars": QUIET if train.use_gpu else QUIET | MALLOC},
         ),
     ).fit()
     shutil.rmtree(local / "checkpoints", ignore_errors=True)

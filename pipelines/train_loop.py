@@ -125,6 +125,8 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     for number, batch in stream(rows, phase, config, data, rank, world, total):
         if number < step:
             continue
+        # Seeded by the step, so that a resumed phase drops what an undisturbed one would.
+        torch.manual_seed(config.seed * 1_000_003 + number)
         batch = to_device(batch, engine.device)
         for group in engine.optimizer.param_groups:
             group["lr"] = phase.learning_rate * schedule(number, total, config.train.warmup)

@@ -5,14 +5,12 @@
     projector.pt        clusters.npz                   calibration.json
     items.parquet       users.parquet                  histories.npz
     state.npz           latent.npy                     swing/   item neighbours and user index
-    store.sqlite        the embedded store, where the service starts from
 
 Adapter folders and names carry the version: engines key their prefix cache on the name.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +21,18 @@ from ray_app.artifacts import Folder
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
 from ray_app.collab.rolling import ItemState, user_rate
-from ray_app.config import Config
+from ray_app.config import Config, validate
 from ray_app.errors import ArtifactError, NotFoundError
 from ray_app.records import Interaction, Item, item_record
 from ray_app.student.experts import GLOBAL, Choice, Clusters, choose
 from ray_app.swing.snapshots import load_snapshot
 
 MANIFEST = "bundle.json"
+FILES = (
+    "items.parquet", "users.parquet", "histories.npz", "state.npz", "latent.npy", "clusters.npz",
+    "calibration.json",
+)  # fmt: skip
+"""What `Bundle.open` reads beside the manifest and swing/."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ class Bundle:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"{path} holds no {MANIFEST}: run the pipeline until stage publish")
-        facts = json.loads((path / MANIFEST).read_bytes())
-        config = Config.model_validate(facts["config"])
+        missing = [name for name in FILES if not (path / name).is_file()]
+        if missing:
+            raise ArtifactError(f"bundle {path} has no {', '.join(missing)}: run stage publish again")
+        facts = Folder(path).read_json(MANIFEST)
+        config = validate(facts["config"], str(path / MANIFEST))
         items = [item_record(row) for row in pl.read_parquet(path / "items.parquet").iter_rows(named=True)]
         user_ids = pl.read_parquet(path / "users.parquet")["user_id"].to_list()
         with np.load(path / "histories.npz") as stored:
@@ -87,7 +93,7 @@ class Bundle:
             clusters=Clusters.load(path / "clusters.npz"),
             calibration={
                 name: (value[0], value[1])
-                for name, value in json.loads((path / "calibration.json").read_bytes()).items()
+                for name, value in Folder(path).read_json("calibration.json").items()
             },
         )
 

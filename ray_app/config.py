@@ -211,6 +211,8 @@ class StudentConfig(Section):
     """Folder or hub name of a causal LM; null bootstraps a tiny one."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     lora: LoraSection = LoraSection()
+    projector_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """On the collaborative vectors and inside the projector, in training."""
     max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
 

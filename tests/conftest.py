@@ -1,27 +1,67 @@
-"""Fixtures that several kinds of tests share."""
+"""What test modules share: the environment of `make test`, a Ray session, one small run through the stages."""
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from pipelines.env import environment
+from ray_app.artifacts import Run, execute
+from ray_app.config import Config
+from tests.runs import small_config, write_inputs
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
+"""Of what `pipelines.env` sets: what a plain `pytest` must have too, so that DeepSpeed compiles nothing."""
+os.environ.update({name: value for name, value in environment(ROOT).items() if name in NEEDED})
+
+
+class SmallRun(NamedTuple):
+    """A run whose stages up to `mix` are finished, the config it was made with, and the files it read."""
+
+    config: Config
+    run: Run
+    inputs: Path
+
+
+@contextmanager
+def private_ray() -> Iterator[None]:
+    """A Ray session of 4 logical CPUs; one that is there already is used and left alone."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with private_ray():
+        yield
+
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the synthetic bundle: to read only."""
-    from tests.bundles import make_bundle
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """60 users, 80 items, 3,000 ratings through prepare, swing, encode, reason and mix.
 
-    folder = tmp_path_factory.mktemp("bundle")
-    make_bundle(folder)
-    return folder
+    Copy the run's folder before you add a stage to it: all tests share this one.
+    """
+    from pipelines import encode, mix, prepare, reason, swing
 
-
-@pytest.fixture
-def bundle(published: Path, tmp_path: Path):
-    """A copy of the synthetic bundle, for a test whose feedback goes into its store."""
-    from ray_app.bundle import Bundle
-
-    shutil.copytree(published, tmp_path / "bundle")
-    return Bundle.open(tmp_path / "bundle")
+    inputs = tmp_path_factory.mktemp("inputs")
+    write_inputs(inputs)
+    config, run = small_config(inputs), Run(tmp_path_factory.mktemp("small") / "run")
+    with private_ray():
+        for stage in (prepare, swing, encode, reason, mix):
+            execute(run, stage.spec(config, run))
+    return SmallRun(config, run, inputs)

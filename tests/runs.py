@@ -1,6 +1,9 @@
-"""A small run folder without Ray: synthetic tables, neighbours by the library, vectors by the stage's body."""
+"""Small run folders: one made without Ray (neighbours by the library, vectors by `encode`), and the files
+and the config of one that goes through every stage."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -67,7 +70,11 @@ def make_run(folder: Folder, frame: pl.DataFrame, config: Config = CONFIG) -> Ru
         "year": [1980 + n if n % 7 else None for n in range(N_ITEMS)],
         "description": [""] * N_ITEMS,
     }
-    users = {"user": range(N_USERS), "user_id": [f"u{n}" for n in range(N_USERS)], "profile": ["{}"] * N_USERS}
+    users = {
+        "user": range(N_USERS),
+        "user_id": [f"u{n}" for n in range(N_USERS)],
+        "profile": ["{}"] * N_USERS,
+    }
     for name, table, schema in (
         ("interactions", frame, INTERACTIONS),
         ("items", pl.DataFrame({key: list(value) for key, value in items.items()}), ITEMS),
@@ -98,3 +105,58 @@ def make_run(folder: Folder, frame: pl.DataFrame, config: Config = CONFIG) -> Ru
     swing.write_json("snapshots.json", snapshots)
     encode_stage(config, run, run.stage("encode"))
     return run
+
+
+def write_inputs(folder: Path, n_users: int = 60, n_items: int = 80, n_rows: int = 3000) -> None:
+    """Interactions and items as CSV files: users who like one of five genres, more or less."""
+    rng = np.random.default_rng(3)
+    pairs = rng.permutation(n_users * n_items)[:n_rows]
+    users, items = pairs // n_items, pairs % n_items
+    fond = rng.random(n_users)[users] < 0.7
+    rating = np.where((users % 5 == items % 5) & fond, 5, rng.integers(1, 6, n_rows))
+    rows = [f"u{u},i{i},{1000 + n},{r}" for n, (u, i, r) in enumerate(zip(users, items, rating, strict=True))]
+    (folder / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n" + "\n".join(rows) + "\n")
+    films = [f"i{i},Film {i} ({1990 + i % 9}),{GENRES[i % 5]}|{GENRES[i % 3]}" for i in range(n_items)]
+    (folder / "items.csv").write_text("item_id,title,features\n" + "\n".join(films) + "\n")
+
+
+def small_config(inputs: Path, **train: object) -> Config:
+    """Every stage on `write_inputs`' files with the least that still goes through every branch."""
+    tree = {
+        "name": "small",
+        "data": {
+            "source": "files",
+            "interactions": str(inputs / "interactions.csv"),
+            "items": str(inputs / "items.csv"),
+            "cache": str(inputs / "cache"),
+        },
+        "swing": {"snapshots": 1, "min_behavior": 1},
+        "collab": {"dimensions": 8},
+        "prompt": {"history": 3, "neighbours": 2, "candidates": 2},
+        "reason": {"fraction": 0.05, "shard_rows": 200},
+        "student": {
+            "bootstrap": {"hidden": 32, "heads": 1, "layers": 1, "vocab": 600, "epochs": 0.6},
+            "max_length": 384,
+        },
+        "train": {
+            "batch_tokens": 2048,
+            "epochs": 0.5,
+            "expert_epochs": 0.5,
+            "max_experts": 3,
+            "threads": 1,
+            "valid_rows": 60,
+            "checkpoint_every_s": 0.05,
+            "max_failures": 0,
+            **train,
+        },
+        "evaluate": {
+            "k": [5],
+            "rows": 120,
+            "catalogue_users": 4,
+            "catalogue_candidates": 20,
+            "explanations": 6,
+            "bootstrap": 50,
+        },
+        "ray": {"num_cpus": 4, "object_store_mb": 128},
+    }
+    return validate(tree, "small")

@@ -28,14 +28,23 @@ SOFT_NAMES = ("user", "item", "pair")
 
 
 class Projector(nn.Module):
-    """Maps each collaborative vector to one input embedding by a two-layer MLP."""
+    """Maps each collaborative vector to one input embedding by a two-layer MLP.
 
-    def __init__(self, widths: Mapping[str, int], hidden: int):
+    Dropout falls on the inputs too, so that no single statistic is learnt by heart.
+    """
+
+    def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0):
         super().__init__()
         inner = max(64, hidden)
         self.maps = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, hidden))
+                name: nn.Sequential(
+                    nn.Dropout(dropout),
+                    nn.Linear(width, inner),
+                    nn.GELU(),
+                    nn.Dropout(dropout),
+                    nn.Linear(inner, hidden),
+                )
                 for name, width in widths.items()
             }
         )

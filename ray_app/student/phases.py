@@ -77,12 +77,13 @@ def load_tokenizer(config: Config, folder: Path) -> Any:
 def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Mapping[str, int]) -> Student:
     """The student of a phase with exactly its trainable parameters requiring gradients."""
     yes, no = answer_ids(tokenizer)
+    dropout = config.student.projector_dropout
     if phase.name == BOOTSTRAP:
         lm = tiny_llama(config.student.bootstrap, tokenizer, config.student.max_length, config.seed)
-        return Student(lm, Projector(widths, lm.config.hidden_size), yes, no)
+        return Student(lm, Projector(widths, lm.config.hidden_size, dropout), yes, no)
     base = load_base(config, folder)
     torch.manual_seed(config.seed)
-    projector = Projector(widths, base.config.hidden_size)
+    projector = Projector(widths, base.config.hidden_size, dropout)
     warm_projector = folder / (GLOBAL if phase.warm else BOOTSTRAP) / PROJECTOR
     if warm_projector.exists():
         projector.load_state_dict(torch.load(warm_projector, weights_only=True))

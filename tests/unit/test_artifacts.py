@@ -117,7 +117,7 @@ def test_a_local_copy_of_a_remote_folder_follows_it_even_at_the_same_size():
 
 def test_what_a_stage_writes_into_its_local_copy_reaches_the_run(run):
     def body(folder: Folder) -> dict[str, int]:
-        assert [path for path in folder.local().rglob("*.bin")] == []
+        assert list(folder.local().rglob("*.bin")) == []
         (folder.local() / "deep").mkdir()
         (folder.local() / "deep" / "x.bin").write_bytes(b"123")
         return {}
@@ -161,7 +161,7 @@ def test_a_changed_key_or_input_makes_it_run_again(run, change):
 def test_a_changed_upstream_makes_it_run_again_but_a_repeated_one_does_not(run):
     above, below = Body(x=b"1"), Body(y=b"1")
     child = stage(below, "two", reads=["one"])
-    with pytest.raises(ArtifactError, match="stage one of run .* is not finished: run it first"):
+    with pytest.raises(ArtifactError, match=r"stage one of run .* is not finished: run it first"):
         execute(run, child)
     execute(run, stage(above))
     execute(run, child)
@@ -260,4 +260,7 @@ def test_fingerprints_depend_on_keys_upstream_and_inputs_only(run):
     base = fingerprint(run, stage(Body(), "two", reads=["one"]))
     assert base == fingerprint(run, stage(Body(z=b"9"), "two", reads=["one"], resumes=True))
     different = [{"keys": {"k": 2}}, {"reads": []}, {"inputs": {"f": "h"}}]
-    assert len({base, *(fingerprint(run, stage(Body(), "two", **{"reads": ["one"]} | d)) for d in different)}) == 4
+    assert (
+        len({base, *(fingerprint(run, stage(Body(), "two", **{"reads": ["one"]} | d)) for d in different)})
+        == 4
+    )

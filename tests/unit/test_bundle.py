@@ -18,9 +18,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def event(bundle: Bundle, item: str, after: int, label: int = 1, rating: float | None = None) -> Interaction:
-    return Interaction(
-        user_id="u0", item_id=item, timestamp=bundle.cut + after, label=label, rating=rating
-    )
+    return Interaction(user_id="u0", item_id=item, timestamp=bundle.cut + after, label=label, rating=rating)
 
 
 def test_a_folder_without_a_manifest_says_what_to_run(tmp_path):
@@ -59,6 +57,16 @@ def test_a_manifest_that_is_no_json_is_one_line(bundle, tmp_path):
     shutil.copytree(bundle.path, copy)
     (copy / MANIFEST).write_text("{")
     with pytest.raises(RationaleError, match=r"bundle\.json is not JSON"):
+        Bundle.open(copy)
+
+
+def test_a_bundle_of_another_release_names_the_key_it_does_not_know(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    facts = json.loads((copy / MANIFEST).read_bytes())
+    facts["config"]["serve"]["old"] = 1
+    (copy / MANIFEST).write_text(json.dumps(facts))
+    with pytest.raises(RationaleError, match=r"bundle\.json: unknown key serve\.old"):
         Bundle.open(copy)
 
 

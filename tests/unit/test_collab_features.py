@@ -44,9 +44,7 @@ def encoded(user: int, now: float, swing: NeighbourTable | None = SWING) -> dict
     start, end = known.before(users, np.array([int(now * DAY)]))
     statistics, rate = np.array([[7.0, 0.6, 0.05]]), np.array([0.55])
     target, moment = np.array([0], np.int32), np.array([int(now * DAY)])
-    found = encode(
-        known, users, start, end, target, moment, statistics, rate, CATALOGUE, LATENT, swing, 8.0
-    )
+    found = encode(known, users, start, end, target, moment, statistics, rate, CATALOGUE, LATENT, swing, 8.0)
     return {name: values[0] for name, values in found.items()}
 
 

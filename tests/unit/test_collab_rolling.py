@@ -17,7 +17,16 @@ def rolled(rows: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, ItemState
     """Rows of (user, item, timestamp, label), 3 users and 3 items."""
     user, item, time, label = (np.array([row[at] for row in rows], np.int64) for at in range(4))
     return roll(
-        user.astype(np.int32), item.astype(np.int32), time, label.astype(np.int8), 3, 3, INDPTR, FEATURES, 2, PRIOR
+        user.astype(np.int32),
+        item.astype(np.int32),
+        time,
+        label.astype(np.int8),
+        3,
+        3,
+        INDPTR,
+        FEATURES,
+        2,
+        PRIOR,
     )
 
 
@@ -64,7 +73,9 @@ def test_rows_out_of_order_are_refused():
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
-    drawn = draw(st.lists(st.tuples(*[st.integers(0, 2)] * 2, st.integers(0, 8), st.integers(0, 1)), min_size=1))
+    drawn = draw(
+        st.lists(st.tuples(*[st.integers(0, 2)] * 2, st.integers(0, 8), st.integers(0, 1)), min_size=1)
+    )
     return sorted(drawn, key=lambda row: row[2])
 
 

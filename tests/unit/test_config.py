@@ -99,7 +99,10 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     ("arguments", "line"),
     [
         (["--set", "nope=1"], "error: configs/local.yaml: unknown key nope: remove it or correct its name"),
-        (["--config", "gone.yaml"], "error: config file gone.yaml does not exist: give --config one of configs/*.yaml"),
+        (
+            ["--config", "gone.yaml"],
+            "error: config file gone.yaml does not exist: give --config one of configs/*.yaml",
+        ),
         (["--from", "nowhere"], "error: --from 'nowhere' is not a stage: give one of prepare,"),
     ],
 )

@@ -43,7 +43,7 @@ def test_the_threshold_of_one_expert_is_single_plus_margin_over_n():
     assert w[0] < 0.5
     config = GateConfig(temperature=0.2, single=0.4, margin=0.2, entropy=1.0)
     assert w[0] > 0.4 + 0.2 / 3
-    assert choose(user + [1e-6, 0], clusters, EVERY, config).name == "expert-0"
+    assert choose(user + np.array([1e-6, 0]), clusters, EVERY, config).name == "expert-0"
     config = GateConfig(temperature=0.2, single=0.4, margin=0.36, entropy=1.0)
     assert w[0] < 0.4 + 0.36 / 3
     assert choose(user, clusters, EVERY, config).name == "blend"
@@ -96,7 +96,9 @@ def test_weights_always_sum_to_one_and_name_what_exists(user, temperature):
 def blobs(counts: tuple[int, ...], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = np.array([[0, 0, 0], [8, 0, 0], [0, 8, 0], [0, 0, 8]])
-    return np.concatenate([centre + rng.normal(size=(n, 3)) for centre, n in zip(centres, counts, strict=False)])
+    return np.concatenate(
+        [centre + rng.normal(size=(n, 3)) for centre, n in zip(centres, counts, strict=False)]
+    )
 
 
 def test_the_number_of_clusters_is_found_and_users_are_assigned_to_theirs():
@@ -133,7 +135,7 @@ def test_one_expert_may_be_asked_for():
 
 
 def test_fewer_users_than_clusters_is_named():
-    with pytest.raises(DataError, match="3 users have training rows.*train.min_experts 3: lower"):
+    with pytest.raises(DataError, match=r"3 users have training rows.*train\.min_experts 3: lower"):
         cluster_users(blobs((3,)), 3, 5, seed=1)
     assert len(cluster_users(blobs((2, 2, 2)), 3, 9, seed=1).names) in (3, 4, 5)
 

@@ -1,6 +1,7 @@
 """The student: its losses against a plain computation, what learns in which phase, and Llama3-8B's LoRA."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_a_lora_phase_learns_lora_and_projector_and_nothing_else():
     }
     # lora_B starts at zero, so at first only it has a gradient; that is enough to leave the start.
     assert {name for name in learning if "lora_B" in name} <= with_gradient
-    assert not {name for name in with_gradient - learning}
+    assert with_gradient <= learning
 
 
 def test_a_step_on_one_batch_lowers_both_losses():
@@ -228,13 +229,11 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
     assert schedule(0, 1, 0.1) == 1
 
 
-class Rows:
-    """What `stream` reads of the loop's data."""
-
-    vectors = {name: np.zeros((64, width), np.float32) for name, width in WIDTHS.items()}
-
-    class tokenizer:
-        pad_token_id = 0
+ROWS = SimpleNamespace(
+    vectors={name: np.zeros((64, width), np.float32) for name, width in WIDTHS.items()},
+    tokenizer=SimpleNamespace(pad_token_id=0),
+)
+"""What `stream` reads of the loop's data."""
 
 
 def rows(count: int):
@@ -247,8 +246,8 @@ def test_workers_share_the_batches_of_each_step():
     config = validate({"train": {"batch_tokens": 64}}, "test")
     phase = Phase("global", 2.0, 1e-3)
     total = steps_of(rows(60), phase, config, 2, 0)
-    whole = [batch.ids for _, batch in stream(rows(60), phase, config, Rows, 0, 1, 2 * total)]
-    parts = [list(stream(rows(60), phase, config, Rows, rank, 2, total)) for rank in range(2)]
+    whole = [batch.ids for _, batch in stream(rows(60), phase, config, ROWS, 0, 1, 2 * total)]
+    parts = [list(stream(rows(60), phase, config, ROWS, rank, 2, total)) for rank in range(2)]
     for rank, part in enumerate(parts):
         assert [step for step, _ in part] == list(range(total))
         for step, batch in part:
@@ -257,7 +256,7 @@ def test_workers_share_the_batches_of_each_step():
 
 def test_a_cluster_without_examples_ends_at_once():
     config, phase = validate({}, "test"), Phase("expert-0", 1.0, 1e-3, 0)
-    assert list(stream([], phase, config, Rows, 0, 1, steps_of([], phase, config, 1, 0))) == []
+    assert list(stream([], phase, config, ROWS, 0, 1, steps_of([], phase, config, 1, 0))) == []
 
 
 LLAMA3_8B = {

@@ -153,7 +153,9 @@ def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
 def test_a_sequence_above_the_limit_is_refused_with_its_length(tokenizer):
     length = len(sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=512).ids)
     sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=length)
-    with pytest.raises(PromptTooLongError, match=f"row 3 has {length} tokens, student.max_length is {length - 1}"):
+    with pytest.raises(
+        PromptTooLongError, match=f"row 3 has {length} tokens, student.max_length is {length - 1}"
+    ):
         sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=length - 1)
 
 

@@ -1,0 +1,211 @@
+"""The train stage on Ray Train and DeepSpeed: two workers, kill -9, and the bundle that comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipelines import train
+from pipelines.assemble import assemble
+from pipelines.contexts import ContextSource
+from pipelines.publish import publish_stage
+from ray_app.artifacts import Run, execute
+from ray_app.bundle import Bundle
+from ray_app.data.store import Store
+from ray_app.errors import PromptTooLongError
+from ray_app.student.experts import Clusters
+from tests.conftest import SmallRun
+from tests.runs import small_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+ROOT = Path(__file__).parents[2]
+
+
+def copy_of(small: SmallRun, folder: Path) -> Run:
+    shutil.copytree(small.run.folder.root, folder / "run")
+    return Run(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_run, tmp_path_factory) -> tuple[Run, dict]:
+    """A run trained by one worker."""
+    run = copy_of(small_run, tmp_path_factory.mktemp("undisturbed"))
+    return run, execute(run, train.spec(small_run.config, run))
+
+
+def learned(run: Run) -> dict[str, np.ndarray]:
+    """Every tensor that training left, by file and name."""
+    folder = run.stage("train").local()
+    found = {}
+    for path in sorted(folder.glob("*/*/*.safetensors")):
+        found |= {f"{path.relative_to(folder)}:{key}": value for key, value in load_file(path).items()}
+    for path in sorted(folder.glob("*/projector.pt")):
+        state = torch.load(path, weights_only=True)
+        found |= {f"{path.relative_to(folder)}:{key}": value.numpy() for key, value in state.items()}
+    for path in sorted(folder.glob("*/valid_logits.npy")):
+        found[str(path.relative_to(folder))] = np.load(path)
+    return found
+
+
+def test_two_workers_train_every_phase(small_run, tmp_path):
+    run, config = copy_of(small_run, tmp_path), small_config(small_run.inputs, workers=2)
+    counts = execute(run, train.spec(config, run))["counts"]
+    folder = run.stage("train").local()
+    experts = [f"expert-{n}" for n in range(counts["experts"])]
+    assert len(experts) >= 3
+    assert counts["phases"] == 2 + len(experts)
+    assert counts["trainable"] > 0
+    curves = json.loads((folder / "curves.json").read_text())
+    for phase in ("bootstrap", "global", *experts):
+        points = curves[phase]["curve"]
+        assert points[-1]["step"] == points[-1]["of"]
+        assert all(0 <= point["valid_auc"] <= 1 for point in points)
+    student = folder / "student"
+    adapters = {name: load_file(next((student / "adapters" / name).glob("*.safetensors"))) for name in experts}
+    base = load_file(next((student / "adapters" / "global").glob("*.safetensors")))
+    assert len(base) == 2 * 2 * config.student.bootstrap.layers
+    assert all(array.any() for array in base.values())
+    for name, adapter in adapters.items():
+        assert adapter.keys() == base.keys()
+        assert any((adapter[key] != base[key]).any() for key in base), f"{name} learned nothing"
+    calibration = json.loads((student / "calibration.json").read_text())
+    assert set(calibration) <= {"global", "blend", *experts}
+    assert all(slope > 0 for slope, _ in calibration.values())
+    assert Clusters.load(student / "clusters.npz").names == experts
+    assert (student / "model" / "model.safetensors").exists()
+    assert (student / "projector.pt").exists()
+    table = json.loads((folder / "experts.json").read_text())
+    assert sum(row["users"] for row in table) == 60
+    assert not (folder / "checkpoints").exists()
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_it_is_skipped_afterwards_whatever_the_number_of_workers(small_run, undisturbed):
+    run, _ = undisturbed
+    assert execute(run, train.spec(small_config(small_run.inputs, workers=2), run))["skipped"]
+    with pytest.raises(AssertionError):
+        assert execute(run, train.spec(small_config(small_run.inputs, epochs=0.7), run))["skipped"]
+
+
+def kill_in_the_midst(process: subprocess.Popen, checkpoints: Path) -> dict:
+    """kill -9 the training worker, the driver and all of its Ray, after a second checkpoint of `global`.
+
+    Returns what the first of the two says.
+    """
+    first, deadline = None, time.monotonic() + 240
+    while True:
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint of the global phase"
+        for path in checkpoints.glob("checkpoint_*/phase.json"):
+            try:
+                state = json.loads(path.read_text())
+            except (OSError, ValueError):  # being written, or replaced meanwhile
+                continue
+            if state["phase"] == "global" and state["curve"]:
+                first = first or state
+                if state["step"] > first["step"]:
+                    tree = psutil.Process(process.pid).children(recursive=True)
+                    workers = [child for child in tree if "RayTrainWorker" in " ".join(child.cmdline())]
+                    assert workers
+                    for victim in [*workers, psutil.Process(process.pid), *tree]:
+                        try:
+                            victim.send_signal(signal.SIGKILL)
+                        except psutil.NoSuchProcess:
+                            continue
+                    return first
+        time.sleep(0.01)
+
+
+def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, undisturbed, tmp_path):
+    killed, config = copy_of(small_run, tmp_path), small_run.config
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(config.model_dump()))
+    command = [sys.executable, "-m", "pipelines.train", "--config", str(file), "--run", killed.folder.uri]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    folder = killed.stage("train").local()
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            seen = kill_in_the_midst(process, folder / "checkpoints")
+        finally:
+            process.kill()
+            process.wait()
+    assert not (folder / "manifest.json").exists()
+    assert not (folder / "global").exists()
+    finished = (folder / "bootstrap" / "done.json").stat().st_mtime_ns
+
+    manifest = execute(killed, train.spec(config, killed))
+    assert manifest["resumed"]
+    assert (folder / "bootstrap" / "done.json").stat().st_mtime_ns == finished, "a finished phase was repeated"
+    curve = json.loads((folder / "global" / "done.json").read_text())["curve"]
+    assert curve[: len(seen["curve"])] == seen["curve"], "training did not go on from its checkpoint"
+    run, whole = undisturbed
+    expected, found = learned(run), learned(killed)
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not np.array_equal(found[name], expected[name])]
+    assert different == []
+    for name in ("student/calibration.json", "experts.json"):
+        assert killed.stage("train").read(name) == run.stage("train").read(name)
+    assert manifest["counts"] == whole["counts"]
+
+
+def test_a_prompt_above_the_models_length_is_one_line(small_run, tmp_path):
+    run = copy_of(small_run, tmp_path)
+    tree = small_run.config.model_dump()
+    tree["student"]["max_length"] = 40
+    config = type(small_run.config).model_validate(tree)
+    with pytest.raises(PromptTooLongError) as caught:
+        execute(run, train.spec(config, run))
+    assert "student.max_length is 40: raise it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bundle_as_of_the_test_split_tells_what_the_rows_were_told(small_run, undisturbed, tmp_path):
+    """No skew: vectors, history and rates from the bundle are those of stage encode, row by row."""
+    run, _ = undisturbed
+    manifest = assemble(small_run.config, run, tmp_path / "bundle", "test", "v1")
+    bundle, source = Bundle.open(tmp_path / "bundle"), ContextSource(small_run.config, run)
+    assert bundle.version == manifest["version"] == "v1"
+    for name in ("global", *bundle.experts):
+        assert (bundle.adapter(name) / "adapter_model.safetensors").exists()
+    cut = int(source.timestamps[source.splits == "test"].min())
+    assert bundle.cut < cut
+    encode = run.stage("encode").local()
+    rows = np.flatnonzero(source.timestamps == cut)
+    for row in rows:
+        user, target = int(source.users[row]), int(source.targets[row])
+        history = bundle.history(source.user_ids[user], [])
+        offline = source.history(user, cut)
+        for name in ("items", "labels", "ratings", "residuals", "timestamps"):
+            assert np.array_equal(getattr(history, name), getattr(offline, name), equal_nan=True)
+        vectors = bundle.vectors(history, np.array([target]), cut)
+        for name, values in vectors.items():
+            assert np.array_equal(values[0], np.load(encode / f"{name}.npy")[row]), name
+        assert bundle.like_rate(history) == pytest.approx(source.rolling[row, 3])
+        assert bundle.statistics(np.array([target]))[0].tolist() == source.rolling[row, :3].tolist()
+
+
+def test_publish_lays_out_the_bundle_and_fills_the_store(small_run, undisturbed):
+    run, _ = undisturbed
+    counts = publish_stage(small_run.config, run, run.stage("publish"))
+    bundle = Bundle.open(run.stage("publish").local() / "bundle")
+    assert bundle.version == counts["version"]
+    assert len(bundle.histories.items) == 3000
+    store = Store(f"sqlite:///{run.folder.local() / 'store.sqlite'}")
+    try:
+        assert store.counts() == {name: counts[name] for name in store.counts()}
+    finally:
+        store.close()
+    assert publish_stage(small_run.config, run, run.stage("publish"))["version"] == counts["version"]
