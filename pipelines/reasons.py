@@ -20,6 +20,7 @@ from ray_app.prompts.parse import Written, parse_answer, parse_reasoning
 from ray_app.prompts.student import explain_prompt
 from ray_app.records import Context, Step
 from ray_app.student.experts import Choice
+from ray_app.teacher.verification import conclusion
 
 MIN_HISTORY = 3
 TEMPLATE = "plain"
@@ -113,7 +114,10 @@ def facts(
     coherent, covered, grounded, statements = [], [], 0, 0
     for context, one, decision in zip(contexts, written, decisions, strict=True):
         steps: list[Step] = [step for _, step in one.steps]
-        coherent.append(reasons.coherence(steps, one.conclusion, decision))
+        # The card of the answer may be forced; what the sentences say of it is not.
+        stated = conclusion(steps)
+        verdict = one.conclusion if stated is None else stated
+        coherent.append(reasons.coherence(steps, verdict, decision))
         covered.append(reasons.coverage(context, steps, vocabulary))
         found = reasons.groundedness(context, steps, vocabulary)
         grounded += found.grounded

@@ -45,6 +45,10 @@ TOKENS = pa.schema(
         ("text_start", pa.int32()),
     ]
 )
+SPEED_ONLY = {"workers", "cpus_per_worker", "threads", "max_failures", "checkpoint_every_s"}
+"""Keys of `train` that say how a run is carried out, not what is learned."""
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Where Ray Train lists its checkpoints."""
 QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """Otherwise every line a worker prints comes twice."""
 MALLOC = {
@@ -61,7 +65,7 @@ def spec(config: Config, run: Run) -> StageSpec:
         body=lambda folder: train_stage(config, run, folder),
         keys={
             "student": config.student.model_dump(),
-            "train": config.train.model_dump(exclude={"workers", "threads", "max_failures"}),
+            "train": config.train.model_dump(exclude=SPEED_ONLY),
             "gate": config.serve.gate.model_dump(),
             "prompt": config.prompt.model_dump(),
             "seed": config.seed,
@@ -205,6 +209,7 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
         update={"train": train.model_copy(update={"deepspeed": str(local / "deepspeed.json")})}
     )
     Folder(local).write_json("deepspeed.json", settings)
+    drop_if_torn(local / "checkpoints")
     TorchTrainer(
         train_loop,
         train_loop_config={
@@ -228,6 +233,16 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
         ),
     ).fit()
     shutil.rmtree(local / "checkpoints", ignore_errors=True)
+
+
+def drop_if_torn(checkpoints: Path) -> None:
+    """Remove checkpoints whose list a kill cut off, since Ray would refuse to start; the phase starts over."""
+    snapshot = checkpoints / SNAPSHOT
+    try:
+        if snapshot.exists():
+            json.loads(snapshot.read_bytes())
+    except ValueError:
+        shutil.rmtree(checkpoints)
 
 
 def finish(

@@ -156,7 +156,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
             engine.train()
             if rank == 0:
                 report_progress(phase, curve[-1])
-        if time.monotonic() - saved > config.train.checkpoint_every_s and step < total:
+        if step < total and due(saved, config.train.checkpoint_every_s, engine.device):
             checkpoint(engine, phase, step, world, curve)
             saved = time.monotonic()
     commit(phase, engine, folder, data, config, rank, curve, len(rows))
@@ -231,6 +231,13 @@ def score(
 def auc(rows: list[Sequence], logits: np.ndarray) -> float:
     labels = np.array([item.label for item in rows])
     return float(roc_auc_score(labels, logits)) if 0 < labels.mean() < 1 else float("nan")
+
+
+def due(saved: float, every_s: float, device: torch.device) -> bool:
+    """Whether it is time for a checkpoint, by rank 0's clock: saving waits for all ranks, so all must agree."""
+    late = torch.tensor(int(time.monotonic() - saved > every_s), device=device)
+    torch.distributed.broadcast(late, src=0)
+    return bool(late)
 
 
 def checkpoint(engine: Any, phase: Phase, step: int, world: int, curve: list[dict[str, Any]]) -> None:

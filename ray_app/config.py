@@ -211,7 +211,7 @@ class StudentConfig(Section):
     """Folder or hub name of a causal LM; null bootstraps a tiny one."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     lora: LoraSection = LoraSection()
-    projector_dropout: float = Field(default=0.2, ge=0, lt=1)
+    projector_dropout: float = Field(default=0.0, ge=0, lt=1)
     """On the collaborative vectors and inside the projector, in training."""
     max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -262,7 +262,7 @@ class EvaluateConfig(Section):
         kind="vllm", model="bundle", dtype="float32", kv_cache_mb=96, eager=True, max_model_len=768
     )
     k: list[int] = Field(default_factory=lambda: [5, 10, 20])
-    rows: int = Field(default=4000, ge=10)
+    rows: int = Field(default=10000, ge=10)
     """Test rows the student scores; whole users, seeded."""
     catalogue_users: int = Field(default=60, ge=1)
     """Users of the full-catalogue protocol that the student re-ranks."""

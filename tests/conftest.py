@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,3 +66,22 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
         for stage in (prepare, swing, encode, reason, mix):
             execute(run, stage.spec(config, run))
     return SmallRun(config, run, inputs)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the synthetic bundle: to read only."""
+    from tests.bundles import make_bundle
+
+    folder = tmp_path_factory.mktemp("bundle")
+    make_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(published: Path, tmp_path: Path):
+    """A copy of the synthetic bundle, for a test whose feedback goes into its store."""
+    from ray_app.bundle import Bundle
+
+    shutil.copytree(published, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")

@@ -141,11 +141,10 @@ def small_config(inputs: Path, **train: object) -> Config:
         "train": {
             "batch_tokens": 2048,
             "epochs": 0.5,
-            "expert_epochs": 0.5,
+            "expert_epochs": 0.3,
             "max_experts": 3,
             "threads": 1,
             "valid_rows": 60,
-            "checkpoint_every_s": 0.05,
             "max_failures": 0,
             **train,
         },

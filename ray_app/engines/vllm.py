@@ -14,22 +14,8 @@ from typing import Any
 
 from ray_app.config import EngineConfig
 from ray_app.engines.interface import Generation, GenerationRequest
+from ray_app.engines.vllm_setup import prepare
 from ray_app.errors import EngineError
-
-
-def prepare_environment(config: EngineConfig) -> None:
-    """What vLLM reads while it is imported; a value that is already set wins.
-
-    Without it every engine of a machine is pinned to the same CPU cores, and the engine starts in a
-    process of its own (ten times slower, four times the memory).
-    """
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if config.tensor_parallel == 1:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    if Path(config.model).is_dir():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class VllmEngine:
@@ -41,7 +27,9 @@ class VllmEngine:
         self.model = config.model
         if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
             raise EngineError(f"model folder {config.model} does not exist: correct engine.model")
-        prepare_environment(config)
+        prepare(in_process=config.tensor_parallel == 1)
+        if Path(config.model).is_dir():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
             from vllm import LLM
 

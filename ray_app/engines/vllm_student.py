@@ -121,10 +121,15 @@ class VllmStudent:
             jobs.append((request.prompt, request.vectors, request.adapter, params))
         return [output.outputs[0].text for output in await self._all(jobs)]
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Length of each collaborative vector."""
+        return self._projector.widths
+
     async def healthy(self) -> None:
         from vllm import SamplingParams
 
-        vectors = {name: np.zeros(size, np.float32) for name, size in self._projector.widths.items()}
+        vectors = {name: np.zeros(size, np.float32) for name, size in self.widths.items()}
         await self._all([("User:", vectors, min(self._adapters), SamplingParams(max_tokens=1))])
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -144,8 +149,8 @@ class VllmStudent:
             future: Future[Any] = Future()
             self._inbox.put((str(next(self._numbers)), prompt, params, self._adapters[adapter], future))
             futures.append(asyncio.wrap_future(future))
-        if self._dead is not None:
-            raise EngineError(f"the student engine has stopped: {self._dead}")
+        if not self._thread.is_alive():
+            raise EngineError(f"the student engine has stopped: {self._dead or 'closed'}")
         return list(await asyncio.gather(*futures))
 
     def _prompt(self, text: str, vectors: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from pipelines import train
 from pipelines.assemble import assemble
 from pipelines.contexts import ContextSource
 from pipelines.publish import publish_stage
-from ray_app.artifacts import Run, execute
+from ray_app.artifacts import Run, execute, is_current
 from ray_app.bundle import Bundle
 from ray_app.data.store import Store
 from ray_app.errors import PromptTooLongError
@@ -31,17 +32,42 @@ from tests.runs import small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 ROOT = Path(__file__).parents[2]
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+"""A checkpoint is handed over at the controller's next look at its workers."""
 
 
-def copy_of(small: SmallRun, folder: Path) -> Run:
-    shutil.copytree(small.run.folder.root, folder / "run")
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
+        yield
+
+
+def copy_of(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.folder.root, folder / "run")
     return Run(folder / "run")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_run, tmp_path_factory) -> tuple[Run, dict]:
-    """A run trained by one worker."""
-    run = copy_of(small_run, tmp_path_factory.mktemp("undisturbed"))
+def tokenized(small_run, tmp_path_factory) -> Run:
+    """A run that was interrupted when all was ready for the first phase; each test goes on with a copy."""
+    run = copy_of(small_run.run, tmp_path_factory.mktemp("tokenized"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(run, train.spec(small_run.config, run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_run, tokenized, tmp_path_factory) -> tuple[Run, dict]:
+    """A run trained by one worker, without any checkpoint."""
+    run = copy_of(tokenized, tmp_path_factory.mktemp("undisturbed"))
     return run, execute(run, train.spec(small_run.config, run))
 
 
@@ -59,8 +85,9 @@ def learned(run: Run) -> dict[str, np.ndarray]:
     return found
 
 
-def test_two_workers_train_every_phase(small_run, tmp_path):
-    run, config = copy_of(small_run, tmp_path), small_config(small_run.inputs, workers=2)
+def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, tokenized, tmp_path):
+    run = copy_of(tokenized, tmp_path)
+    config = small_config(small_run.inputs, workers=2, checkpoint_every_s=0.2)
     counts = execute(run, train.spec(config, run))["counts"]
     folder = run.stage("train").local()
     experts = [f"expert-{n}" for n in range(counts["experts"])]
@@ -73,7 +100,9 @@ def test_two_workers_train_every_phase(small_run, tmp_path):
         assert points[-1]["step"] == points[-1]["of"]
         assert all(0 <= point["valid_auc"] <= 1 for point in points)
     student = folder / "student"
-    adapters = {name: load_file(next((student / "adapters" / name).glob("*.safetensors"))) for name in experts}
+    adapters = {
+        name: load_file(next((student / "adapters" / name).glob("*.safetensors"))) for name in experts
+    }
     base = load_file(next((student / "adapters" / "global").glob("*.safetensors")))
     assert len(base) == 2 * 2 * config.student.bootstrap.layers
     assert all(array.any() for array in base.values())
@@ -92,48 +121,47 @@ def test_two_workers_train_every_phase(small_run, tmp_path):
     assert not list(folder.glob(".*.partial"))
 
 
-def test_it_is_skipped_afterwards_whatever_the_number_of_workers(small_run, undisturbed):
+def test_it_is_current_until_something_changes_what_is_learned(small_run, undisturbed):
     run, _ = undisturbed
-    assert execute(run, train.spec(small_config(small_run.inputs, workers=2), run))["skipped"]
-    with pytest.raises(AssertionError):
-        assert execute(run, train.spec(small_config(small_run.inputs, epochs=0.7), run))["skipped"]
+    for how in ({"workers": 2}, {"checkpoint_every_s": 9}, {"max_failures": 3}, {"threads": 2}):
+        assert is_current(run, train.spec(small_config(small_run.inputs, **how), run))
+    for what in ({"epochs": 0.7}, {"learning_rate": 1e-3}, {"max_experts": 4}):
+        assert not is_current(run, train.spec(small_config(small_run.inputs, **what), run))
 
 
 def kill_in_the_midst(process: subprocess.Popen, checkpoints: Path) -> dict:
-    """kill -9 the training worker, the driver and all of its Ray, after a second checkpoint of `global`.
+    """kill -9 the training worker, the driver and all of its Ray, once a checkpoint of `global` is committed.
 
-    Returns what the first of the two says.
+    Returns what that checkpoint says.
     """
-    first, deadline = None, time.monotonic() + 240
+    deadline = time.monotonic() + 240
     while True:
         assert process.poll() is None, "the stage ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint of the global phase"
-        for path in checkpoints.glob("checkpoint_*/phase.json"):
-            try:
-                state = json.loads(path.read_text())
-            except (OSError, ValueError):  # being written, or replaced meanwhile
-                continue
-            if state["phase"] == "global" and state["curve"]:
-                first = first or state
-                if state["step"] > first["step"]:
-                    tree = psutil.Process(process.pid).children(recursive=True)
-                    workers = [child for child in tree if "RayTrainWorker" in " ".join(child.cmdline())]
-                    assert workers
-                    for victim in [*workers, psutil.Process(process.pid), *tree]:
-                        try:
-                            victim.send_signal(signal.SIGKILL)
-                        except psutil.NoSuchProcess:
-                            continue
-                    return first
+        try:
+            listed = json.loads((checkpoints / train.SNAPSHOT).read_text())
+            last = checkpoints / listed["latest_checkpoint_result"]["checkpoint_dir_name"]
+            state = json.loads((last / "phase.json").read_text())
+        except (OSError, ValueError, TypeError):  # not there yet, being written, or replaced meanwhile
+            state = {"phase": None}
+        if state["phase"] == "global" and state["curve"]:
+            break
         time.sleep(0.01)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in tree if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert workers
+    for victim in [*workers, psutil.Process(process.pid), *tree]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGKILL)
+    return state
 
 
-def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, undisturbed, tmp_path):
-    killed, config = copy_of(small_run, tmp_path), small_run.config
+def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, undisturbed, tmp_path):
+    killed, config = copy_of(tokenized, tmp_path), small_run.config
     file = tmp_path / "config.yaml"
-    file.write_text(json.dumps(config.model_dump()))
+    file.write_text(json.dumps(small_config(small_run.inputs, checkpoint_every_s=0.05).model_dump()))
     command = [sys.executable, "-m", "pipelines.train", "--config", str(file), "--run", killed.folder.uri]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | QUICK
     folder = killed.stage("train").local()
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -148,7 +176,9 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, undisturbed
 
     manifest = execute(killed, train.spec(config, killed))
     assert manifest["resumed"]
-    assert (folder / "bootstrap" / "done.json").stat().st_mtime_ns == finished, "a finished phase was repeated"
+    assert (folder / "bootstrap" / "done.json").stat().st_mtime_ns == finished, (
+        "a finished phase was repeated"
+    )
     curve = json.loads((folder / "global" / "done.json").read_text())["curve"]
     assert curve[: len(seen["curve"])] == seen["curve"], "training did not go on from its checkpoint"
     run, whole = undisturbed
@@ -161,8 +191,17 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, undisturbed
     assert manifest["counts"] == whole["counts"]
 
 
+def test_a_list_of_checkpoints_that_a_kill_cut_off_is_dropped_with_them(tmp_path):
+    for content, kept in (('{"latest_checkpoint_result": null}', True), ('{"latest_check', False)):
+        (tmp_path / "checkpoint_1").mkdir(exist_ok=True)
+        (tmp_path / train.SNAPSHOT).write_text(content)
+        train.drop_if_torn(tmp_path)
+        assert tmp_path.exists() == kept
+    train.drop_if_torn(tmp_path)
+
+
 def test_a_prompt_above_the_models_length_is_one_line(small_run, tmp_path):
-    run = copy_of(small_run, tmp_path)
+    run = copy_of(small_run.run, tmp_path)
     tree = small_run.config.model_dump()
     tree["student"]["max_length"] = 40
     config = type(small_run.config).model_validate(tree)

@@ -1,0 +1,166 @@
+"""From a trained student to a measured, published and served one, on the real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipelines import evaluate, publish, train
+from pipelines.report import write_report
+from ray_app.artifacts import Run, execute
+from ray_app.bundle import Bundle
+from ray_app.config import Config, validate
+from ray_app.engines.student import Scoring, Writing
+from ray_app.engines.vllm_student import VllmStudent
+from ray_app.errors import EngineError, PromptTooLongError
+from ray_app.prompts.cards import evidence_card
+from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.parse import parse_reasoning
+from ray_app.prompts.student import decide_prompt, explain_prompt
+from ray_app.records import Context
+from tests.conftest import SmallRun
+from tests.pages import make_front
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def finished(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Run]:
+    """A run through all stages; WordNet comes from the machine's cache."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(small_run.run.folder.root, root)
+    tree = small_run.config.model_dump()
+    tree["data"]["cache"] = "~/.cache/rationale"
+    tree["train"]["checkpoint_every_s"] = 600
+    config, run = validate(tree, "small"), Run(root)
+    for stage in (train, evaluate, publish):
+        execute(run, stage.spec(config, run))
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def bundle(finished: tuple[Config, Run]) -> Bundle:
+    """The published bundle with its store beside it, where `make_front` looks."""
+    run = finished[1]
+    folder = run.stage("publish").local() / "bundle"
+    shutil.copy(run.folder.local() / "store.sqlite", folder / "store.sqlite")
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="module")
+def student(bundle: Bundle):
+    engine = VllmStudent(bundle, bundle.config.serve.engine)
+    yield engine
+    engine.close()
+
+
+def test_the_engine_scores_what_training_scored(finished, bundle, student):
+    config, run = finished
+    valid = pl.read_parquet(run.stage("mix").path("valid.parquet"))
+    encode = run.stage("encode").local()
+    vectors = {name: np.load(encode / f"{name}.npy") for name in ("user", "item", "pair")}
+    for adapter in ("global", *bundle.experts):
+        requests = [
+            Scoring(
+                decide_prompt(Context.model_validate_json(context), config.prompt),
+                {name: values[row] for name, values in vectors.items()},
+                adapter,
+            )
+            for row, context in zip(valid["row_id"], valid["context"], strict=True)
+        ]
+        trained = np.load(run.stage("train").local() / adapter / "valid_logits.npy")
+        assert student.run(student.score(requests)) == pytest.approx(trained, abs=2e-4)
+
+
+def test_evaluate_measures_the_student_beside_its_rivals(finished):
+    metrics = finished[1].stage("evaluate").read_json("metrics.json")
+    exposed, catalogue = metrics["exposed"]["scorers"], metrics["catalogue"]["scorers"]
+    assert {"student", "random", "popularity", "item rate", "Swing", "trees"} <= set(exposed)
+    assert {"student", "student alone", "random", "popularity", "item rate", "Swing"} <= set(catalogue)
+    scores = pl.read_parquet(finished[1].stage("evaluate").path("scores.parquet"))
+    auc = roc_auc_score(scores["label"], scores["score_student"])
+    assert exposed["student"]["auc"]["value"] == pytest.approx(auc)
+    assert exposed["student"]["auc"]["low"] <= auc <= exposed["student"]["auc"]["high"]
+    text = metrics["text"]
+    assert text["bleurt"]["computed"] is False
+    assert text["meteor"]["lift"] == pytest.approx(text["meteor"]["meteor"] - text["meteor"]["shuffled"])
+
+
+def test_the_report_is_drawn_from_what_the_stages_left(finished):
+    page = write_report(*finished)
+    assert page.name == "report.html"
+    written = json.loads((page.parent / "metrics.json").read_text())
+    assert [row["stage"] for row in written["stages"]] == [
+        "prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish",
+    ]  # fmt: skip
+    assert written["teacher"]["accepted"] > 0
+    assert len(written["experts"]) >= 3
+
+
+def test_a_user_gets_explained_recommendations_from_the_real_student(bundle, student):
+    front = make_front(bundle, student)
+    answer = asyncio.run(front.orchestrator.recommend("u1", 3, "standard", True))
+    assert len(answer.items) == 3
+    assert not answer.degraded
+    seen = {bundle.items[code].item_id for code in bundle.history("u1", []).items}
+    for entry in answer.items:
+        assert entry.item.item_id not in seen
+        assert 0 < entry.score < 1
+        assert entry.explanation.coherent
+        assert entry.reflection is not None
+        assert "high_stakes" in entry.reflection.triggers
+        cited = {name for step in entry.explanation.sentences for name in step.citations}
+        assert cited <= {fact.id for fact in entry.evidence}
+
+
+def test_forced_cards_are_true_copies_of_the_evidence(bundle, student):
+    front = make_front(bundle, student)
+    answer = asyncio.run(front.orchestrator.explain("u2", "i7", "detailed"))
+    entry = answer.items[0]
+    context = Context(
+        user_id="u2",
+        timestamp=bundle.cut + 1,
+        history_count=3,
+        like_rate=0.5,
+        target=entry.item,
+        profile=[],
+        evidence=entry.evidence,
+    )
+    vectors = {name: np.zeros(size, np.float32) for name, size in student.widths.items()}
+    request = Writing(
+        explain_prompt(context, True, bundle.config.prompt),
+        vectors,
+        "global",
+        reasoning_regex(context, True),
+        200,
+        temperature=1.0,
+        seed=4,
+    )
+    written = parse_reasoning(student.run(student.write([request]))[0])
+    allowed = {evidence_card(fact)[2:-2] for fact in entry.evidence}
+    assert written.steps
+    # The budget may end inside the last card or sentence.
+    assert {card for card, _ in written.steps[:-1]} <= allowed
+
+
+def test_an_engine_that_cannot_answer_says_why(bundle):
+    engine = VllmStudent(bundle, bundle.config.serve.engine)
+    vectors = {name: np.zeros(size, np.float32) for name, size in engine.widths.items()}
+    with pytest.raises(EngineError, match="no adapter 'expert-9': the bundle has"):
+        engine.run(engine.score([Scoring("User:", vectors, "expert-9")]))
+    with pytest.raises(PromptTooLongError, match="max_model_len is 768"):
+        engine.run(engine.score([Scoring("User: " * 900, vectors, "global")]))
+    engine.close()
+    with pytest.raises(EngineError, match="stopped: closed"):
+        engine.run(engine.score([Scoring("User:", vectors, "global")]))
+
+
+def test_scratch_is_gone(finished):
+    assert not list(Path(finished[1].folder.root).rglob("*.partial"))
