@@ -25,7 +25,7 @@ from ray_app.prompts.cards import feature_token
 from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt, reasoning_target
 from ray_app.records import Context, Trace
 from ray_app.student import calibration
-from ray_app.student.batching import sequence
+from ray_app.student.batching import check_lengths, sequence
 from ray_app.student.experts import GLOBAL, Clusters, choose, cluster_users
 from ray_app.student.phases import BOOTSTRAP, PROJECTOR, load_tokenizer
 from ray_app.student.tokens import NO, YES, train_tokenizer
@@ -152,7 +152,6 @@ class Tokenize:
                 prompt,
                 continuation,
                 reasoned=kind == "reason",
-                limit=self.config.student.max_length,
             )
             for name in ("user", "item", "pair"):
                 out[f"soft_{name}"].append(item.soft.get(name, -1))
@@ -196,6 +195,10 @@ def tokenize(config: Config, run: Run, local: Path, name: str, of_user: np.ndarr
         compute=ray.data.ActorPoolStrategy(size=2 if frame.height > 4000 else 1),
         num_cpus=1,
     ).write_parquet(str(scratch))
+    # Here and not in the actor: raised there, the error would reach a person as a page of Ray's own text.
+    made = pl.read_parquet(scratch / "*.parquet", columns=["row_id", "ids"])
+    lengths = made["ids"].list.len().to_numpy()
+    check_lengths(made["row_id"].to_numpy(), lengths, config.student.max_length)
     os.replace(scratch, target)
 
 

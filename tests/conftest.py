@@ -1,4 +1,4 @@
-"""What test modules share: the environment of `make test`, a Ray session, one small run through the stages."""
+"""What test modules share: the environment of `make test`, a Ray session, one small run of the stages."""
 
 from __future__ import annotations
 

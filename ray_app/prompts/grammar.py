@@ -11,7 +11,7 @@ import re
 from ray_app.prompts.cards import conclusion_card, evidence_card
 from ray_app.records import Context
 
-SENTENCE = r"[^()\[\]<>\n]{1,120}"
+SENTENCE = r"[^()\[\]<>\n]+"
 
 
 def reasoning_regex(context: Context, answer: bool, max_steps: int = 4) -> str:

@@ -32,12 +32,12 @@ class Sequence:
 
 
 def sequence(
-    tokenizer: Any, row_id: int, label: int, prompt: str, continuation: str, *, reasoned: bool, limit: int
+    tokenizer: Any, row_id: int, label: int, prompt: str, continuation: str, *, reasoned: bool
 ) -> Sequence:
     """Tokenize an example.
 
     prompt ends right before the verdict for a Yes/No row; for a reasoning row it already holds the
-    verdict and ends right before the text. Raises PromptTooLongError above `limit` tokens.
+    verdict and ends right before the text.
     """
     head = encode(tokenizer, prompt)
     if reasoned:
@@ -47,13 +47,18 @@ def sequence(
     else:
         tail = tokenizer.encode(continuation, add_special_tokens=False)
         answer = text_start = len(head.ids) - 1
-    ids = [*head.ids, *tail]
-    if len(ids) > limit:
+    ids = np.array([*head.ids, *tail], np.int32)
+    return Sequence(row_id, label, ids, head.soft, answer, text_start, reasoned)
+
+
+def check_lengths(row_ids: np.ndarray, lengths: np.ndarray, limit: int) -> None:
+    """Raises PromptTooLongError if any row has more than `limit` tokens; names the longest."""
+    longest, over = int(np.argmax(lengths)), int((lengths > limit).sum())
+    if over:
         raise PromptTooLongError(
-            f"row {row_id} has {len(ids)} tokens, student.max_length is {limit}: raise it, or lower "
-            f"prompt.history"
+            f"{over} of {len(lengths)} rows have more tokens than student.max_length {limit}, "
+            f"row {row_ids[longest]} has {lengths[longest]}: raise it, or lower prompt.history"
         )
-    return Sequence(row_id, label, np.array(ids, np.int32), head.soft, answer, text_start, reasoned)
 
 
 def _last(ids: list[int], tokenizer: Any) -> int:

@@ -27,7 +27,6 @@ from ray_app.bundle import Bundle
 from ray_app.data.store import Store
 from ray_app.errors import PromptTooLongError
 from ray_app.student.experts import Clusters
-from tests.conftest import SmallRun
 from tests.runs import small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -207,7 +206,7 @@ def test_a_prompt_above_the_models_length_is_one_line(small_run, tmp_path):
     config = type(small_run.config).model_validate(tree)
     with pytest.raises(PromptTooLongError) as caught:
         execute(run, train.spec(config, run))
-    assert "student.max_length is 40: raise it" in str(caught.value)
+    assert "have more tokens than student.max_length 40, row " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -98,7 +98,6 @@ GOOD = " ( [e1] <r5> <+> <=> Comedy ) The user liked [e1]. ( [e2] <r2> <-> ) But
         ("The user liked", "The <+> user liked"),
         ("The user liked", "The (user) liked"),
         ("The user", "The\nuser"),
-        ("The user", "T" * 140),
         ("( Yes )", "( No )"),
         ("( Yes )", ""),
         ("( Yes )", "( Yes ) and more"),

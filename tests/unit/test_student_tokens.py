@@ -12,7 +12,7 @@ from ray_app.prompts.cards import MARKS
 from ray_app.prompts.parse import to_step
 from ray_app.prompts.student import decide_prompt, explain_prompt, reasoning_target
 from ray_app.records import Trace
-from ray_app.student.batching import sequence
+from ray_app.student.batching import check_lengths, sequence
 from ray_app.student.tokens import NO, YES, answer_ids, encode, train_tokenizer
 
 CONFIG = PromptConfig()
@@ -122,7 +122,7 @@ def test_text_without_soft_tokens_has_none(tokenizer):
 
 @pytest.mark.parametrize(("word", "label"), [(YES, 1), (NO, 0)])
 def test_a_yes_no_row_predicts_its_verdict_and_learns_no_other_text(tokenizer, word, label):
-    made = sequence(tokenizer, 7, label, DECIDE, word, reasoned=False, limit=512)
+    made = sequence(tokenizer, 7, label, DECIDE, word, reasoned=False)
     assert tokenizer.decode(made.ids[made.answer + 1 :]) == word
     assert tokenizer.decode(made.ids[made.answer - 1 : made.answer + 1]).endswith("Answer:")
     assert made.text_start == made.answer == len(made.ids) - 2
@@ -130,7 +130,7 @@ def test_a_yes_no_row_predicts_its_verdict_and_learns_no_other_text(tokenizer, w
 
 
 def test_a_reasoning_row_predicts_the_verdict_in_the_prompt_and_learns_the_text_after_it(tokenizer):
-    made = sequence(tokenizer, 7, 0, EXPLAIN, REASONING, reasoned=True, limit=512)
+    made = sequence(tokenizer, 7, 0, EXPLAIN, REASONING, reasoned=True)
     assert tokenizer.decode([made.ids[made.answer + 1]]) == NO
     assert tokenizer.decode(made.ids[1 : made.answer + 1]).endswith("\nAnswer:")
     assert tokenizer.decode(made.ids[made.text_start + 1 : -1]) == REASONING
@@ -145,21 +145,21 @@ def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
         (decide_prompt(about, CONFIG), YES, False),
         (explain_prompt(about, True, CONFIG.model_copy(update={"explain_titles": True})), REASONING, True),
     ):
-        made = sequence(tokenizer, 1, 1, prompt, continuation, reasoned=reasoned, limit=512)
+        made = sequence(tokenizer, 1, 1, prompt, continuation, reasoned=reasoned)
         assert tokenizer.decode([made.ids[made.answer + 1]]) == YES
         assert tokenizer.decode(made.ids[: made.answer + 1]).endswith("Answer:")
 
 
-def test_a_sequence_above_the_limit_is_refused_with_its_length(tokenizer):
-    length = len(sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=512).ids)
-    sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=length)
+def test_rows_above_the_limit_are_refused_with_the_longest_named():
+    row_ids, lengths = np.array([7, 8, 9]), np.array([40, 52, 51])
+    check_lengths(row_ids, lengths, 52)
     with pytest.raises(
-        PromptTooLongError, match=f"row 3 has {length} tokens, student.max_length is {length - 1}"
+        PromptTooLongError, match=r"^2 of 3 rows .*student\.max_length 50, row 8 has 52: raise"
     ):
-        sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=length - 1)
+        check_lengths(row_ids, lengths, 50)
 
 
 def test_ids_fit_the_arrow_schema(tokenizer):
-    made = sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False, limit=512)
+    made = sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False)
     assert made.ids.dtype == np.int32
     assert made.ids.max() < len(tokenizer)
