@@ -14,6 +14,8 @@ from ray_app.artifacts import Run, StageSpec, execute
 from ray_app.config import Config, load
 from ray_app.errors import cli
 
+STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
+"""In the order they run."""
 MakeSpec = Callable[[Config, Run], StageSpec]
 
 

@@ -13,13 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.common import open_run, parser
+from pipelines.common import STAGES, open_run, parser
 from ray_app.artifacts import MANIFEST, Run, versions
 from ray_app.config import Config
 from ray_app.errors import cli
 from ray_app.evaluation.report import render
-
-STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
 
 
 def write_report(config: Config, run: Run) -> Path:

@@ -18,13 +18,11 @@ import argparse
 import time
 from importlib import import_module
 
-from pipelines.common import open_run, parser, report_line, start_ray
+from pipelines.common import STAGES, open_run, parser, report_line, start_ray
 from pipelines.report import write_report
 from ray_app.artifacts import MANIFEST, Run, StageSpec, execute, is_current
 from ray_app.config import Config
 from ray_app.errors import ConfigError, cli
-
-STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
 
 
 def chosen(first: str | None, last: str | None) -> list[str]:

@@ -18,9 +18,11 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.common import stage_main
+from pipelines.encode import catalogue_of
 from pipelines.train_loop import train_loop
-from ray_app.artifacts import Folder, Run, StageSpec
+from ray_app.artifacts import Folder, Run, StageSpec, file_hash
 from ray_app.config import Config
+from ray_app.errors import ConfigError
 from ray_app.prompts.cards import feature_token
 from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt, reasoning_target
 from ray_app.records import Context, Trace
@@ -60,17 +62,21 @@ MALLOC = {
 
 
 def spec(config: Config, run: Run) -> StageSpec:
+    settings = Path(config.train.deepspeed)
+    if not settings.is_file():
+        raise ConfigError(f"train.deepspeed {settings} does not exist: give one of configs/deepspeed/*.json")
     return StageSpec(
         name="train",
         body=lambda folder: train_stage(config, run, folder),
         keys={
             "student": config.student.model_dump(),
-            "train": config.train.model_dump(exclude=SPEED_ONLY),
+            "train": config.train.model_dump(exclude={*SPEED_ONLY, "deepspeed"}),
             "gate": config.serve.gate.model_dump(),
             "prompt": config.prompt.model_dump(),
             "seed": config.seed,
         },
         reads=["prepare", "encode", "mix"],
+        inputs={"deepspeed": file_hash(settings)},
         resumes=True,
     )
 
@@ -102,19 +108,18 @@ def cluster_stage(
 
 
 def bootstrap_tokenizer(config: Config, run: Run, local: Path) -> None:
-    """Train the tokenizer on the run's own prompts and reasons."""
+    """Train the tokenizer on the run's own prompts and reasons; frequent features are single tokens."""
     mix = run.stage("mix")
     corpus = pl.read_parquet(mix.path("corpus.parquet"))["prompt"].gather_every(20).to_list()
     examples = pl.read_parquet(mix.path("examples.parquet"))
-    features: dict[str, None] = {}
     texts = list(corpus)
     for kind, step in (("rec", 10), ("reason", 2)):
         for row in examples.filter(pl.col("kind") == kind).gather_every(step).iter_rows(named=True):
             prompt, continuation = texts_of(row, config)
             texts.append(prompt + continuation)
-    for item in pl.read_parquet(run.stage("prepare").path("items.parquet"))["features"].to_list():
-        features.update(dict.fromkeys(map(feature_token, item)))
-    tokenizer = train_tokenizer(texts, list(features), config.student.bootstrap.vocab)
+    items = pl.read_parquet(run.stage("prepare").path("items.parquet"), columns=["features", "year"])
+    features = [feature_token(name) for name in catalogue_of(items).vocabulary]
+    tokenizer = train_tokenizer(texts, features, config.student.bootstrap.vocab)
     scratch = local / ".tokenizer.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save_pretrained(scratch)
@@ -239,7 +244,7 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
 
 
 def drop_if_torn(checkpoints: Path) -> None:
-    """Remove checkpoints whose list a kill cut off, since Ray would refuse to start; the phase starts over."""
+    """Remove checkpoints whose list a kill cut off, which Ray would refuse to read; the phase starts over."""
     snapshot = checkpoints / SNAPSHOT
     try:
         if snapshot.exists():

@@ -234,7 +234,7 @@ def auc(rows: list[Sequence], logits: np.ndarray) -> float:
 
 
 def due(saved: float, every_s: float, device: torch.device) -> bool:
-    """Whether it is time for a checkpoint, by rank 0's clock: saving waits for all ranks, so all must agree."""
+    """Whether a checkpoint is due, by rank 0's clock: saving waits for all ranks, so all must agree."""
     late = torch.tensor(int(time.monotonic() - saved > every_s), device=device)
     torch.distributed.broadcast(late, src=0)
     return bool(late)

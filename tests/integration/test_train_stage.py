@@ -190,15 +190,6 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
     assert manifest["counts"] == whole["counts"]
 
 
-def test_a_list_of_checkpoints_that_a_kill_cut_off_is_dropped_with_them(tmp_path):
-    for content, kept in (('{"latest_checkpoint_result": null}', True), ('{"latest_check', False)):
-        (tmp_path / "checkpoint_1").mkdir(exist_ok=True)
-        (tmp_path / train.SNAPSHOT).write_text(content)
-        train.drop_if_torn(tmp_path)
-        assert tmp_path.exists() == kept
-    train.drop_if_torn(tmp_path)
-
-
 def test_a_prompt_above_the_models_length_is_one_line(small_run, tmp_path):
     run = copy_of(small_run.run, tmp_path)
     tree = small_run.config.model_dump()

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from teacher_contexts import usual
 
-from ray_app.config import PromptConfig
+from ray_app.collab.features import MAX_FEATURES
+from ray_app.config import BootstrapConfig, PromptConfig
 from ray_app.errors import PromptTooLongError
 from ray_app.prompts.cards import MARKS
 from ray_app.prompts.parse import to_step
@@ -54,6 +55,13 @@ def test_a_mark_is_one_token(tokenizer, mark):
 def test_the_vocabulary_keeps_to_its_size(tokenizer):
     assert len(tokenizer) <= 600
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+
+
+def test_more_marks_than_the_vocabulary_holds_still_make_a_tokenizer():
+    features = [f"Feature_{n}" for n in range(MAX_FEATURES)]
+    tokenizer = train_tokenizer([DECIDE], features, BootstrapConfig.model_fields["vocab"].metadata[0].ge)
+    assert all(len(ids(tokenizer, f" {name}")) == 1 for name in features)
+    assert tokenizer.decode(ids(tokenizer, REASONING)) == REASONING
 
 
 def test_answers_are_one_token_each_and_a_tokenizer_without_them_is_refused(tokenizer):
