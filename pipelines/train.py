@@ -10,6 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +222,7 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
     )
     Folder(local).write_json("deepspeed.json", settings)
     drop_if_torn(local / "checkpoints")
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={
             "config": resolved.model_dump(),
@@ -239,8 +243,21 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": QUIET if train.use_gpu else QUIET | MALLOC},
         ),
-    ).fit()
+    )
+    with own_interrupt():
+        trainer.fit()
     shutil.rmtree(local / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back afterwards: Ray Train leaves its handler behind, which would start a cluster."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def drop_if_torn(checkpoints: Path) -> None:

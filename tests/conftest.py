@@ -69,6 +69,19 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 
 @pytest.fixture(scope="session")
+def trained_run(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """`small_run` trained by one worker, without any checkpoint. Copy it before you add to it."""
+    from pipelines import train
+
+    root = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(small_run.run.folder.root, root)
+    run = Run(root)
+    with private_ray():
+        execute(run, train.spec(small_run.config, run))
+    return small_run._replace(run=run)
+
+
+@pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the synthetic bundle: to read only."""
     from tests.bundles import make_bundle

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipelines import evaluate, publish, train
+from pipelines import evaluate, publish
 from pipelines.report import write_report
 from ray_app.artifacts import Run, execute
 from ray_app.bundle import Bundle
@@ -32,15 +32,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")
-def finished(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Run]:
+def finished(trained_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Run]:
     """A run through all stages; WordNet comes from the machine's cache."""
     root = tmp_path_factory.mktemp("finished") / "run"
-    shutil.copytree(small_run.run.folder.root, root)
-    tree = small_run.config.model_dump()
+    shutil.copytree(trained_run.run.folder.root, root)
+    tree = trained_run.config.model_dump()
     tree["data"]["cache"] = "~/.cache/rationale"
-    tree["train"]["checkpoint_every_s"] = 600
     config, run = validate(tree, "small"), Run(root)
-    for stage in (train, evaluate, publish):
+    for stage in (evaluate, publish):
         execute(run, stage.spec(config, run))
     return config, run
 

@@ -49,25 +49,21 @@ def copy_of(run: Run, folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def tokenized(small_run, tmp_path_factory) -> Run:
+def tokenized(trained_run, tmp_path_factory) -> Run:
     """A run that was interrupted when all was ready for the first phase; each test goes on with a copy."""
-    run = copy_of(small_run.run, tmp_path_factory.mktemp("tokenized"))
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "fit", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            execute(run, train.spec(small_run.config, run))
+    run = copy_of(trained_run.run, tmp_path_factory.mktemp("tokenized"))
+    folder = run.stage("train").local()
+    for path in folder.iterdir():
+        if path.name in ("started.json", "tokens", "tokenizer"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return run
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_run, tokenized, tmp_path_factory) -> tuple[Run, dict]:
-    """A run trained by one worker, without any checkpoint."""
-    run = copy_of(tokenized, tmp_path_factory.mktemp("undisturbed"))
-    return run, execute(run, train.spec(small_run.config, run))
+def undisturbed(trained_run, tmp_path_factory) -> tuple[Run, dict]:
+    run = copy_of(trained_run.run, tmp_path_factory.mktemp("undisturbed"))
+    return run, run.done("train")
 
 
 def learned(run: Run) -> dict[str, np.ndarray]:
@@ -118,6 +114,10 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     assert sum(row["users"] for row in table) == 60
     assert not (folder / "checkpoints").exists()
     assert not list(folder.glob(".*.partial"))
+
+
+def test_ctrl_c_is_the_programs_own_again_after_training(undisturbed):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_is_current_until_something_changes_what_is_learned(small_run, undisturbed):
