@@ -122,7 +122,6 @@ def system_section(run: Run, train: dict[str, Any]) -> dict[str, Any]:
     return {
         "train_tokens_per_s": max(rates) if rates else None,
         "hours_to_convergence": train["seconds"] / 3600,
-        "peak_memory_mb": train["peak_memory_mb"],
     }
 
 
