@@ -125,6 +125,15 @@ def test_a_failed_job_is_one_line_with_its_last_words(root, cluster):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, whatever the shell that runs the tests (one in the background ignores it)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_the_job(root, cluster):
     def interrupt(text):
         if "\nstarted" in f"\n{text}":

@@ -116,10 +116,6 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     assert not list(folder.glob(".*.partial"))
 
 
-def test_ctrl_c_is_the_programs_own_again_after_training(undisturbed):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_it_is_current_until_something_changes_what_is_learned(small_run, undisturbed):
     run, _ = undisturbed
     for how in ({"workers": 2}, {"checkpoint_every_s": 9}, {"max_failures": 3}, {"threads": 2}):

@@ -1,6 +1,7 @@
 """The train stage before anything is trained: its settings, its fingerprint, its tokenizer."""
 
 import json
+import signal
 from pathlib import Path
 
 import polars as pl
@@ -87,3 +88,10 @@ def test_a_list_of_checkpoints_that_a_kill_cut_off_is_dropped_with_them(tmp_path
         (folder / train.SNAPSHOT).write_text(content)
         train.drop_if_torn(folder)
         assert folder.exists() == kept
+
+
+def test_ctrl_c_is_the_programs_own_again_after_training():
+    own = signal.getsignal(signal.SIGINT)
+    with train.own_interrupt():
+        signal.signal(signal.SIGINT, lambda *_: None)
+    assert signal.getsignal(signal.SIGINT) is own
