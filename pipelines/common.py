@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_app.artifacts import Run, StageSpec, execute
+from ray_app.artifacts import Run, StageSpec, execute, is_current
 from ray_app.config import Config, load
 from ray_app.errors import cli
 
@@ -77,8 +77,10 @@ def stage_main(make_spec: MakeSpec, description: str) -> None:
     def main() -> None:
         options = parser(description).parse_args()
         config, run = open_run(options)
-        start_ray(config)
-        print(report_line(execute(run, make_spec(config, run), force=options.force)), flush=True)
+        spec = make_spec(config, run)
+        if options.force or not is_current(run, spec):
+            start_ray(config)
+        print(report_line(execute(run, spec, force=options.force)), flush=True)
 
     cli(main)
     sys.stdout.flush()
