@@ -24,7 +24,7 @@ from pipelines.common import stage_main
 from pipelines.contexts import ContextSource
 from pipelines.mix import yes_no_rows
 from pipelines.reasons import Judged, judge
-from pipelines.served import SOFT, Served
+from pipelines.served import Served
 from ray_app.agents.orchestrator import ranking
 from ray_app.agents.swing import SwingAgent
 from ray_app.artifacts import Folder, Run, StageSpec
@@ -35,6 +35,7 @@ from ray_app.evaluation.calibration import calibration
 from ray_app.evaluation.metrics import finite
 from ray_app.evaluation.tables import catalogue_table, exposed_table
 from ray_app.records import Context
+from ray_app.student.model import SOFT_NAMES
 
 STUDENT = "student"
 SAMPLES = 20
@@ -60,7 +61,9 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     local = folder.local()
     assemble(config, run, local / "bundle", split, "evaluated")
     bundle = Bundle.open(local / "bundle")
-    vectors = {name: np.load(run.stage("encode").local() / f"{name}.npy", mmap_mode="r") for name in SOFT}
+    vectors = {
+        name: np.load(run.stage("encode").local() / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES
+    }
     rows = chosen_rows(source, split, config.evaluate.rows, config.seed)
     table = yes_no_rows(config, run, rows)
     contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
@@ -136,7 +139,7 @@ def baselines(
     train = np.flatnonzero(source.splits == "train")
 
     def table(of: np.ndarray) -> np.ndarray:
-        return np.hstack([vectors[name][of] for name in SOFT])
+        return np.hstack([vectors[name][of] for name in SOFT_NAMES])
 
     labels = source.labels[train]
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))

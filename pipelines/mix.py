@@ -109,13 +109,13 @@ def accepted_traces(run: Run) -> pl.DataFrame:
 
 
 def yes_no_rows(config: Config, run: Run, row_ids: np.ndarray) -> pa.Table:
-    """Examples of rows, in the order given, built in parallel; each actor takes whole users."""
+    """Examples of rows, in the order given, built in parallel."""
     import ray
     import ray.data
 
-    ids = pa.table({"row_id": row_ids.astype(np.int64), "place": np.arange(len(row_ids))})
-    blocks = [ids.slice(start, CHUNK) for start in range(0, len(row_ids), CHUNK)]
-    dataset = ray.data.from_arrow([block.select(["row_id"]) for block in blocks]).map_batches(
+    ids = pa.table({"row_id": row_ids.astype(np.int64)})
+    chunks = [ids.slice(start, CHUNK) for start in range(0, len(row_ids), CHUNK)]
+    dataset = ray.data.from_arrow(chunks).map_batches(
         Rows,
         fn_constructor_args=(config, run.folder.uri),
         batch_size=CHUNK,

@@ -12,8 +12,7 @@ from ray_app.prompts.student import decide_prompt
 from ray_app.records import Context
 from ray_app.student.calibration import apply_all
 from ray_app.student.experts import Choice
-
-SOFT = ("user", "item", "pair")
+from ray_app.student.model import SOFT_NAMES
 
 
 class Served:
@@ -31,7 +30,7 @@ class Served:
         requests, places, weights = [], [], []
         for at, (context, choice) in enumerate(zip(contexts, choices, strict=True)):
             prompt = decide_prompt(context, self.config.prompt)
-            own = {name: vectors[name][at] for name in SOFT}
+            own = {name: vectors[name][at] for name in SOFT_NAMES}
             for name, weight in choice.weights.items():
                 requests.append(Scoring(prompt, own, name))
                 places.append(at)

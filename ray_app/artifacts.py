@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import shutil
 import tempfile
 import threading
@@ -322,11 +321,6 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
