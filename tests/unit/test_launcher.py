@@ -258,7 +258,10 @@ def test_every_direct_dependency_is_locked_and_has_its_line_in_the_docs():
 
 
 @given(
-    st.lists(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Zs")), min_size=1), max_size=3)
+    st.lists(
+        st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Zs"))).map("key={}".format),
+        max_size=3,
+    )
 )
 def test_the_jobs_command_line_survives_the_shell(overrides):
     words = shlex.split(submit.pipeline_command("a b.yaml", "/runs/x", overrides))
