@@ -106,6 +106,7 @@ def encode_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
             item_vectors,
             table,
             prior,
+            config.collab.window,
         )
         for name, values in encoded.items():
             vectors[name][sees] = values

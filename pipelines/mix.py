@@ -23,7 +23,9 @@ from ray_app.prompts.student import SECTIONS, decide_prompt
 from ray_app.records import EXAMPLES
 from ray_app.student.mixing import balance
 
-CORPUS = pa.schema([("row_id", pa.int64()), ("label", pa.int8()), ("prompt", pa.string())])
+CORPUS = pa.schema(
+    [("row_id", pa.int64()), ("user", pa.int32()), ("label", pa.int8()), ("prompt", pa.string())]
+)
 CHUNK = 500
 EMPTY = History(*(np.empty(0, kind) for kind in (np.int32, "f4", "f4", "f4", np.int64)))
 
@@ -148,7 +150,8 @@ def corpus(config: Config, source: ContextSource, rows: np.ndarray) -> pa.Table:
         ).model_copy(update={"history_count": seen})
         prompts.append(decide_prompt(context, config.prompt, SECTIONS))
     labels = source.labels[rows].astype(np.int8)
-    return pa.table({"row_id": rows, "label": labels, "prompt": prompts}, schema=CORPUS)
+    users = source.users[rows].astype(np.int32)
+    return pa.table({"row_id": rows, "user": users, "label": labels, "prompt": prompts}, schema=CORPUS)
 
 
 def write(folder: Folder, name: str, table: pa.Table) -> None:

@@ -40,6 +40,7 @@ TOKENS = pa.schema(
     [
         ("place", pa.int64()),
         ("row_id", pa.int64()),
+        ("user", pa.int32()),
         ("kind", pa.string()),
         ("label", pa.int8()),
         ("cluster", pa.int32()),
@@ -157,6 +158,7 @@ class Tokenize:
             item = sequence(
                 self.tokenizer,
                 row["row_id"],
+                row["user"],
                 row["label"],
                 prompt,
                 continuation,
@@ -168,7 +170,7 @@ class Tokenize:
             out["kind"].append(kind)
             out["answer"].append(item.answer)
             out["text_start"].append(item.text_start)
-            for name in ("place", "row_id", "label", "cluster"):
+            for name in ("place", "row_id", "user", "label", "cluster"):
                 out[name].append(row[name])
         return pa.table(out, schema=TOKENS)
 
@@ -190,8 +192,8 @@ def tokenize(config: Config, run: Run, local: Path, name: str, of_user: np.ndarr
     if target.exists():
         return
     frame = pl.read_parquet(run.stage("mix").path(f"{name}.parquet")).with_row_index("place")
-    users = frame["user"].to_numpy() if "user" in frame.columns else np.zeros(frame.height, np.int32)
-    frame = frame.with_columns(pl.Series("cluster", of_user[users])).cast({"place": pl.Int64})
+    of_row = of_user[frame["user"].to_numpy()]
+    frame = frame.with_columns(pl.Series("cluster", of_row)).cast({"place": pl.Int64})
     table = frame.to_arrow()
     blocks = [table.slice(start, 2000) for start in range(0, table.num_rows, 2000)]
     scratch = local / "tokens" / f".{name}.partial"

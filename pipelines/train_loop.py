@@ -23,8 +23,9 @@ import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
+from ray_app.collab.features import SCALARS
 from ray_app.config import Config, TrainConfig
-from ray_app.student.batching import Sequence, batches, collate
+from ray_app.student.batching import Sequence, batches, collate, plan, sizes
 from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
 from ray_app.student.phases import BOOTSTRAP, Phase, build, load_tokenizer, phases, save
 
@@ -59,8 +60,11 @@ class Data:
     def __init__(self, config: Config, folder: Path, encode: Path):
         self.tokenizer = load_tokenizer(config, folder)
         self.vectors = {name: np.load(encode / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES}
-        self.widths = {name: int(value.shape[1]) for name, value in self.vectors.items()}
-        self.reason_repeats = config.student.bootstrap.reason_repeats
+        reads_all = config.student.soft_vectors == "all"
+        self.widths = {
+            name: int(value.shape[1]) if reads_all else SCALARS[name] for name, value in self.vectors.items()
+        }
+        self.repeats = config.student.bootstrap
         self.examples = read_tokens(folder / "tokens" / "examples")
         self.valid = [item for item, _ in read_tokens(folder / "tokens" / "valid")]
         corpus = folder / "tokens" / "corpus"
@@ -68,8 +72,9 @@ class Data:
 
     def of(self, phase: Phase) -> list[Sequence]:
         if phase.name == BOOTSTRAP:
-            again = [item for item, _ in self.examples if item.reasoned] * (self.reason_repeats - 1)
-            return [*self.corpus, *(item for item, _ in self.examples), *again]
+            again = [item for item, _ in self.examples if item.reasoned] * (self.repeats.reason_repeats - 1)
+            short = self.corpus * self.repeats.corpus_repeats
+            return [*short, *(item for item, _ in self.examples), *again]
         return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
 
 
@@ -82,6 +87,7 @@ def read_tokens(folder: Path) -> list[tuple[Sequence, int]]:
         ids = np.array(row["ids"], np.int32)
         item = Sequence(
             row["row_id"],
+            row["user"],
             row["label"],
             ids,
             soft,
@@ -116,7 +122,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
         config=settings,
         dist_init_required=False,
     )[0]
-    total = steps_of(rows, phase, config, world, data.tokenizer.pad_token_id)
+    total = steps_of(rows, phase, config, world)
     step, curve = restore(engine, phase, world)
     glance = data.valid[:: max(1, len(data.valid) // CURVE_ROWS)]
     saved = resumed = time.monotonic()
@@ -164,11 +170,8 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     engine.destroy()
 
 
-def steps_of(rows: list[Sequence], phase: Phase, config: Config, world: int, pad: int) -> int:
-    from ray_app.student.batching import plan
-
-    lengths = np.array([len(item.ids) for item in rows])
-    per_epoch = len(plan(lengths, config.train.batch_tokens, np.random.default_rng(config.seed)))
+def steps_of(rows: list[Sequence], phase: Phase, config: Config, world: int) -> int:
+    per_epoch = len(plan(*sizes(rows), config.train.batch_tokens, np.random.default_rng(config.seed)))
     return max(1, round(phase.epochs * per_epoch / world))
 
 

@@ -176,6 +176,7 @@ class Bundle:
             np.asarray(self.latent),
             self.gatherer.swing,
             self.config.collab.prior,
+            self.config.collab.window,
         )
 
     def choice(self, user_vector: np.ndarray) -> Choice:

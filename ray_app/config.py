@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SplitConfig(Section):
@@ -82,6 +82,10 @@ class SwingConfig(Section):
     min_common_users: int = Field(default=2, ge=1)
     normalize: Literal["none", "max", "product", "sqrt"] = "sqrt"
     """Raw Swing grows like popularity squared; `sqrt` is sqrt(score / (n_i * n_j)), much like a cosine."""
+    item_strength: bool = False
+    """Weigh a pair of users by how strong their interactions with the two items are."""
+    item_half_life_days: float | None = Field(default=None, gt=0)
+    """Halve the strength of an interaction with items for every so many days of its age."""
     snapshots: int = Field(default=6, ge=1)
     """Points in the training period at which neighbours are computed anew, from earlier rows only."""
     user_k: int = Field(default=30, ge=1)
@@ -109,6 +113,8 @@ class CollabConfig(Section):
     """Latent dimensions of the item co-occurrence factorisation."""
     prior: float = Field(default=8.0, gt=0)
     """Pseudo-counts of a rate's prior: rate = (positives + prior * expected) / (n + prior)."""
+    window: int = Field(default=256, ge=8)
+    """Latest ratings of a user that the regression on residuals sees."""
 
 
 class PromptConfig(Section):
@@ -189,6 +195,8 @@ class BootstrapConfig(Section):
     vocab: int = Field(default=2000, ge=300)
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the corpus and the mix."""
+    corpus_repeats: int = Field(default=1, ge=1)
+    """How often a pass shows each training row as a short prompt, which is where answers are learnt."""
     reason_repeats: int = Field(default=2, ge=1)
     """How often a pass shows each reasoning row: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -211,6 +219,9 @@ class StudentConfig(Section):
     """Folder or hub name of a causal LM; null bootstraps a tiny one."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     lora: LoraSection = LoraSection()
+    soft_vectors: Literal["statistics", "all"] = "statistics"
+    """What of the collaborative vectors the projector reads: their leading statistics, or the content and
+    latent parts too, which some ten thousand rows are too few to learn from."""
     projector_dropout: float = Field(default=0.0, ge=0, lt=1)
     """On the collaborative vectors and inside the projector, in training."""
     max_length: int = Field(default=512, ge=32)
@@ -241,6 +252,9 @@ class TrainConfig(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     loss_rec: LossWeights = LossWeights(answer=0.9, text=0.1)
     loss_reason: LossWeights = LossWeights(answer=0.1, text=0.9)
+    pair_weight: float = Field(default=0.5, ge=0)
+    """Weight of the pairwise loss over rows of one user with different labels (Rendle et al. 2009): more
+    of it trades AUC for order within users."""
     section_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Probability that a Yes/No row's prompt loses each optional section in training."""
     min_experts: int = Field(default=3, ge=1)

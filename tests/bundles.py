@@ -129,9 +129,8 @@ def _write(
     np.save(folder / "latent.npy", latent)
     start, end = histories.before(user, timestamp)
     rates = np.full(len(user), label.mean())
-    vectors = encode(
-        histories, user, start, end, item, timestamp, rolling[:, :3], rates, catalogue, latent, table, prior
-    )
+    told, window = (item, timestamp, rolling[:, :3], rates), config.collab.window
+    vectors = encode(histories, user, start, end, *told, catalogue, latent, table, prior, window)
     items.write_parquet(folder / "items.parquet")
     users.write_parquet(folder / "users.parquet")
     fields = {name: getattr(histories, name) for name in Histories.__dataclass_fields__}

@@ -8,7 +8,7 @@ the first with histories cut at each row's timestamp, the second with the histor
     item   rate, effect, count, year, features, latent vector
     pair   Swing-weighted residual of the target's neighbours in the history, their mass liked and
            disliked, residual of the shared features, of near years, of similar content, latent product,
-           and the rates of both sides
+           the rates of both sides, and what regression on the user's residuals expects (`collab.kriging`)
 
 Residuals are label - item rate when it was rated (`collab.rolling`); sums are shrunk by pseudo-counts.
 """
@@ -22,9 +22,12 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
+from ray_app.collab import kriging
 from ray_app.swing.table import NeighbourTable
 
-USER_SCALARS, ITEM_SCALARS, PAIR_SCALARS = 9, 6, 12
+USER_SCALARS, ITEM_SCALARS, PAIR_SCALARS = 9, 6, 12 + len(kriging.COLUMNS)
+SCALARS = {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
+"""How many leading entries of each vector are single statistics; then come features and latent vectors."""
 MAX_FEATURES = 32
 DAY = 86400.0
 
@@ -131,12 +134,14 @@ def encode(
     latent: np.ndarray,
     swing: NeighbourTable | None,
     prior: float,
+    window: int,
 ) -> dict[str, np.ndarray]:
     """Vectors of n rows: {"user": [n, du], "item": [n, di], "pair": [n, dp]} float32.
 
     start, end: which history entries each row may see; item_statistics float64 [n, 3] (count, rate,
     effect of the target as of the row); global_rate float64 [n]; latent float32 [n_items, d] and swing:
-    the snapshot in force (None: no neighbours yet). All rows of a call share one snapshot.
+    the snapshot in force (None: no neighbours yet); window: latest ratings that the regression sees. All
+    rows of a call share one snapshot.
     """
     size = dimensions(len(catalogue.vocabulary), latent.shape[1])
     out = {name: np.zeros((len(targets), width), np.float32) for name, width in size.items()}
@@ -165,6 +170,18 @@ def encode(
         out["user"],
         out["item"],
         out["pair"],
+    )
+    out["pair"][:, -len(kriging.COLUMNS) :] = kriging.posterior(
+        histories.items,
+        histories.residuals,
+        start,
+        end,
+        targets,
+        catalogue.indptr,
+        catalogue.features,
+        catalogue.year,
+        latent,
+        window,
     )
     return out
 

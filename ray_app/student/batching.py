@@ -1,4 +1,4 @@
-"""Examples as token sequences, and batches of similar length."""
+"""Examples as token sequences, and batches of similar length in which a user's rows stand together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from ray_app.errors import PromptTooLongError
 from ray_app.student.model import SOFT_NAMES, Batch
 from ray_app.student.tokens import NO, YES, encode
 
+TOGETHER = 16
+"""Rows of a user that a batch takes together, which the pairwise loss compares."""
+
 
 @dataclass(frozen=True)
 class Sequence:
     """One tokenized example."""
 
     row_id: int
+    user: int
     label: int
     ids: np.ndarray
     """int32 [T]: prompt, verdict and, for a reasoning row, the text."""
@@ -32,7 +36,7 @@ class Sequence:
 
 
 def sequence(
-    tokenizer: Any, row_id: int, label: int, prompt: str, continuation: str, *, reasoned: bool
+    tokenizer: Any, row_id: int, user: int, label: int, prompt: str, continuation: str, *, reasoned: bool
 ) -> Sequence:
     """Tokenize an example.
 
@@ -48,7 +52,7 @@ def sequence(
         tail = tokenizer.encode(continuation, add_special_tokens=False)
         answer = text_start = len(head.ids) - 1
     ids = np.array([*head.ids, *tail], np.int32)
-    return Sequence(row_id, label, ids, head.soft, answer, text_start, reasoned)
+    return Sequence(row_id, user, label, ids, head.soft, answer, text_start, reasoned)
 
 
 def check_lengths(row_ids: np.ndarray, lengths: np.ndarray, limit: int) -> None:
@@ -67,21 +71,36 @@ def _last(ids: list[int], tokenizer: Any) -> int:
 
 
 def plan(
-    lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator, max_rows: int = 256
+    lengths: np.ndarray, users: np.ndarray, batch_tokens: int, rng: np.random.Generator, max_rows: int = 256
 ) -> list[np.ndarray]:
-    """Batches of row numbers: similar lengths together, at most batch_tokens padded tokens each."""
-    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)), kind="stable")
+    """Batches of row numbers: similar lengths together, at most batch_tokens padded tokens each.
+
+    Up to `TOGETHER` rows of a user with similar lengths stay together as far as that limit allows.
+    """
+    loose = lengths + rng.uniform(0, 8, len(lengths))
+    order = np.lexsort((loose, users))
+    first = np.flatnonzero(np.diff(users[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    group = np.cumsum((rank % TOGETHER) == 0) - 1
+    tallest = np.zeros(group[-1] + 1 if len(group) else 0)
+    np.maximum.at(tallest, group, loose[order])
+    order = order[np.lexsort((group, tallest[group]))]
     batches, start = [], 0
     while start < len(order):
-        end = start
+        end, widest = start, 1
         while end < len(order) and end - start < max_rows:
-            widest = max(lengths[order[start : end + 1]].max(), 1)
+            widest = max(widest, int(lengths[order[end]]))
             if end > start and widest * (end - start + 1) > batch_tokens:
                 break
             end += 1
         batches.append(order[start:end])
         start = end
     return [batches[at] for at in rng.permutation(len(batches))]
+
+
+def sizes(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths, users) int64 [n], as `plan` takes them."""
+    return np.array([len(s.ids) for s in sequences], int), np.array([s.user for s in sequences], int)
 
 
 def collate(
@@ -107,6 +126,7 @@ def collate(
         soft={name: torch.tensor([s.soft.get(name, -1) for s in sequences]) for name in SOFT_NAMES},
         answer=torch.tensor([s.answer for s in sequences]),
         labels=torch.tensor([s.label for s in sequences]),
+        users=torch.tensor([s.user for s in sequences]),
         text_rows=torch.from_numpy(np.concatenate(rows)),
         text_positions=torch.from_numpy(np.concatenate(positions)),
         text_targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
@@ -124,6 +144,5 @@ def batches(
     seed: int,
 ) -> Iterator[Batch]:
     """One pass over the sequences in seeded random order."""
-    lengths = np.array([len(s.ids) for s in sequences])
-    for rows in plan(lengths, batch_tokens, np.random.default_rng(seed)):
+    for rows in plan(*sizes(sequences), batch_tokens, np.random.default_rng(seed)):
         yield collate([sequences[at] for at in rows], vectors, weights, pad)

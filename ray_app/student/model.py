@@ -6,10 +6,12 @@
                        |
                  transformer (LoRA r=8 on q_proj, v_proj)
                        |
-          hidden state at the answer ── logit(Yes) - logit(No)  ── binary cross entropy
+          hidden state at the answer ── logit(Yes) - logit(No)  ── binary cross entropy, pairwise loss
           hidden states of the text  ── next-token logits       ── language-model loss
 
 Soft tokens follow CoLLM (Zhang et al., arXiv 2310.19488). Logits are computed only where a loss needs them.
+The pairwise loss is that of Bayesian personalised ranking (Rendle et al. 2009) over the rows of a batch that
+belong to one user.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SOFT_NAMES = ("user", "item", "pair")
 
 
 class Projector(nn.Module):
-    """Maps each collaborative vector to one input embedding by a two-layer MLP.
+    """Maps each collaborative vector, its leading `widths[name]` entries, to an embedding by a two-layer MLP.
 
     Dropout falls on the inputs too, so that no single statistic is learnt by heart.
     """
@@ -55,8 +57,9 @@ class Projector(nn.Module):
     def fit_scaling(self, vectors: Mapping[str, torch.Tensor]) -> None:
         """Standardise inputs by the mean and standard deviation of training vectors."""
         for name, value in vectors.items():
-            getattr(self, f"mean_{name}").copy_(value.mean(0))
-            getattr(self, f"scale_{name}").copy_(1 / value.std(0).clamp_min(1e-3))
+            read = value[:, : self.widths[name]]
+            getattr(self, f"mean_{name}").copy_(read.mean(0))
+            getattr(self, f"scale_{name}").copy_(1 / read.std(0).clamp_min(1e-3))
 
     @property
     def widths(self) -> dict[str, int]:
@@ -64,8 +67,9 @@ class Projector(nn.Module):
         return {name: len(self.get_buffer(f"mean_{name}")) for name in self.maps}
 
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
-        """(n, width) -> (n, hidden)"""
-        scaled = (vectors - getattr(self, f"mean_{name}")) * getattr(self, f"scale_{name}")
+        """(n, width or more) -> (n, hidden)"""
+        mean = getattr(self, f"mean_{name}")
+        scaled = (vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")
         kind = next(self.maps[name].parameters()).dtype
         return self.maps[name](scaled.clamp(-6, 6).to(kind))
 
@@ -84,6 +88,8 @@ class Batch:
     """(B,) position whose next token is the verdict"""
     labels: torch.Tensor
     """(B,) 0/1"""
+    users: torch.Tensor
+    """(B,)"""
     text_rows: torch.Tensor
     text_positions: torch.Tensor
     """(M,) positions whose next token is text to learn"""
@@ -97,8 +103,9 @@ class Batch:
 class Student(nn.Module):
     """A causal LM with a projector. `lm` may carry a PEFT adapter."""
 
-    def __init__(self, lm: Any, projector: Projector, yes: int, no: int):
+    def __init__(self, lm: Any, projector: Projector, yes: int, no: int, pair_weight: float = 0.0):
         super().__init__()
+        self.pair_weight = pair_weight
         self.lm = lm
         self.projector = projector
         self.yes, self.no = yes, no
@@ -127,7 +134,7 @@ class Student(nn.Module):
         return (at @ (head[self.yes] - head[self.no])).float()
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss of a batch: weighted mean of both losses; and the answer logits."""
+        """Loss of a batch: weighted mean over rows, plus the pairwise loss; and the answer logits."""
         hidden = self.hidden(batch)
         logits = self.answer_logits(hidden, batch)
         answer = F.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="none")
@@ -136,7 +143,16 @@ class Student(nn.Module):
         count = torch.zeros_like(answer).index_add(0, batch.text_rows, torch.ones_like(token))
         text = torch.zeros_like(answer).index_add(0, batch.text_rows, token) / count.clamp_min(1)
         loss = (batch.answer_weight * answer + batch.text_weight * text).mean()
+        if self.pair_weight:
+            loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
+
+
+def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid(liked - disliked) over all pairs of one user's rows; 0 without a pair."""
+    pairs = (users[:, None] == users[None]) & (labels[:, None] > labels[None])
+    above = (logits[:, None] - logits[None])[pairs]
+    return F.softplus(-above).sum() / max(len(above), 1)
 
 
 def _mean(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

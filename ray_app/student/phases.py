@@ -80,7 +80,8 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     dropout = config.student.projector_dropout
     if phase.name == BOOTSTRAP:
         lm = tiny_llama(config.student.bootstrap, tokenizer, config.student.max_length, config.seed)
-        return Student(lm, Projector(widths, lm.config.hidden_size, dropout), yes, no)
+        projector = Projector(widths, lm.config.hidden_size, dropout)
+        return Student(lm, projector, yes, no, config.train.pair_weight)
     base = load_base(config, folder)
     torch.manual_seed(config.seed)
     projector = Projector(widths, base.config.hidden_size, dropout)
@@ -94,7 +95,7 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
         projector.requires_grad_(False)
     else:
         lm = with_lora(base, config.student.lora, "default")
-    return Student(lm, projector, yes, no)
+    return Student(lm, projector, yes, no, config.train.pair_weight)
 
 
 def save(phase: Phase, student: Student, folder: Path) -> None:

@@ -16,6 +16,7 @@ from ray_app.collab.features import (
     dimensions,
     encode,
 )
+from ray_app.collab.kriging import COLUMNS
 from ray_app.collab.rolling import roll
 from ray_app.swing.table import NeighbourTable
 from tests.bundles import ITEMS_COUNT, USERS_COUNT, make_bundle
@@ -44,7 +45,9 @@ def encoded(user: int, now: float, swing: NeighbourTable | None = SWING) -> dict
     start, end = known.before(users, np.array([int(now * DAY)]))
     statistics, rate = np.array([[7.0, 0.6, 0.05]]), np.array([0.55])
     target, moment = np.array([0], np.int32), np.array([int(now * DAY)])
-    found = encode(known, users, start, end, target, moment, statistics, rate, CATALOGUE, LATENT, swing, 8.0)
+    found = encode(
+        known, users, start, end, target, moment, statistics, rate, CATALOGUE, LATENT, swing, 8.0, 256
+    )
     return {name: values[0] for name, values in found.items()}
 
 
@@ -99,7 +102,8 @@ def test_a_pairs_vector_by_hand():
         (2 + 8 * 0.55) / 11 - 0.55,
         0.05,
     ]
-    assert encoded(0, now=5)["pair"] == pytest.approx(expected, rel=1e-5)
+    assert encoded(0, now=5)["pair"][: len(expected)] == pytest.approx(expected, rel=1e-5)
+    assert len(expected) + len(COLUMNS) == PAIR_SCALARS
 
 
 def test_only_ratings_before_the_moment_count():
@@ -130,7 +134,7 @@ def test_rows_do_not_disturb_each_other():
 
     def vectors(part):
         start, end = known.before(users[part], moments[part])
-        rest = statistics[part], rates[part], CATALOGUE, LATENT, SWING, 8.0
+        rest = statistics[part], rates[part], CATALOGUE, LATENT, SWING, 8.0, 256
         return encode(known, users[part], start, end, targets[part], moments[part], *rest)
 
     whole, singly = vectors(slice(0, 40)), [vectors(slice(at, at + 1)) for at in range(40)]
@@ -175,6 +179,7 @@ def test_a_history_gives_the_same_vectors_online_as_offline(bundle):
         np.asarray(bundle.latent),
         bundle.gatherer.swing,
         prior,
+        bundle.config.collab.window,
     )
     for user in range(USERS_COUNT):
         history = bundle.history(f"u{user}", [])

@@ -44,26 +44,37 @@ lengths = st.lists(st.integers(1, 300), min_size=1, max_size=120).map(np.array)
 
 @given(lengths, st.integers(64, 2000), st.integers(0, 5))
 def test_a_plan_takes_every_row_once_within_the_budget(sizes, budget, seed):
-    planned = plan(sizes, budget, np.random.default_rng(seed), max_rows=16)
+    users = np.random.default_rng(seed).integers(0, 5, len(sizes))
+    planned = plan(sizes, users, budget, np.random.default_rng(seed), max_rows=16)
     assert sorted(np.concatenate(planned).tolist()) == list(range(len(sizes)))
     for rows in planned:
         assert len(rows) <= 16
         assert len(rows) == 1 or sizes[rows].max() * len(rows) <= budget
-    again = plan(sizes, budget, np.random.default_rng(seed), max_rows=16)
+    again = plan(sizes, users, budget, np.random.default_rng(seed), max_rows=16)
     assert [rows.tolist() for rows in again] == [rows.tolist() for rows in planned]
 
 
 def test_a_plan_keeps_similar_lengths_together_and_varies_with_the_seed():
-    sizes = np.random.default_rng(0).integers(20, 300, 1000)
-    planned = plan(sizes, 4096, np.random.default_rng(1))
+    sizes, users = np.random.default_rng(0).integers(20, 300, 1000), np.arange(1000)
+    planned = plan(sizes, users, 4096, np.random.default_rng(1))
     padded = sum(len(rows) * sizes[rows].max() for rows in planned)
     assert padded < 1.1 * sizes.sum()
-    other = plan(sizes, 4096, np.random.default_rng(2))
+    other = plan(sizes, users, 4096, np.random.default_rng(2))
     assert [rows.tolist() for rows in other] != [rows.tolist() for rows in planned]
 
 
+def test_a_plan_keeps_a_users_rows_together():
+    rng = np.random.default_rng(0)
+    sizes, users = rng.integers(40, 50, 1600), rng.permutation(np.repeat(np.arange(100), 16))
+    planned = plan(sizes, users, 4096, np.random.default_rng(1))
+    shared = sum(len(rows) - len(set(users[rows].tolist())) for rows in planned)
+    assert shared > 0.8 * (1600 - 100)
+
+
 def make(row_id: int, ids: list[int], answer: int, text_start: int, reasoned: bool, **soft: int) -> Sequence:
-    return Sequence(row_id, row_id % 2, np.array(ids, np.int32), soft, answer, text_start, reasoned)
+    return Sequence(
+        row_id, row_id // 2, row_id % 2, np.array(ids, np.int32), soft, answer, text_start, reasoned
+    )
 
 
 REC = make(5, [1, 10, 11, 12], 2, 2, False, user=1, item=2)
@@ -75,6 +86,7 @@ def test_collate_pads_right_and_points_at_the_right_places():
     assert batch.ids.tolist() == [[1, 10, 11, 12, 99, 99], [1, 20, 21, 22, 23, 2]]
     assert batch.answer.tolist() == [2, 1]
     assert batch.labels.tolist() == [1, 0]
+    assert batch.users.tolist() == [2, 4]
     assert {name: at.tolist() for name, at in batch.soft.items()} == {
         "user": [1, 1],
         "item": [2, 3],

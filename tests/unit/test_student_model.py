@@ -11,7 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.train_loop import schedule, steps_of, stream
 from ray_app.config import Config, LoraSection, load, validate
-from ray_app.student.model import SOFT_NAMES, Batch, Projector, Student, trainable, with_lora
+from ray_app.student.model import (
+    SOFT_NAMES,
+    Batch,
+    Projector,
+    Student,
+    pairwise_loss,
+    trainable,
+    with_lora,
+)
 from ray_app.student.phases import BOOTSTRAP, Phase, build, phases, save
 from ray_app.student.tokens import train_tokenizer
 
@@ -62,6 +70,7 @@ def batch() -> Batch:
         },
         answer=torch.tensor([2, 3, 2]),
         labels=torch.tensor([1, 0, 1]),
+        users=torch.tensor([4, 4, 5]),
         text_rows=torch.tensor([0, 1, 1, 2, 2, 2]),
         text_positions=torch.tensor([2, 4, 5, 3, 4, 5]),
         text_targets=torch.tensor([ids[0, 3], ids[1, 5], ids[1, 6], ids[2, 4], ids[2, 5], ids[2, 6]]),
@@ -135,6 +144,33 @@ def test_the_projector_standardises_what_it_was_fitted_on():
     assert torch.allclose(scaled.mean(0), torch.zeros(4), atol=1e-5)
     assert torch.allclose(scaled.std(0), torch.ones(4), atol=1e-5)
     assert torch.isfinite(projector("user", values["user"] + 1)).all()
+
+
+def test_the_projector_reads_the_leading_entries_and_no_others():
+    projector = Projector({"user": 2}, 32)
+    projector.fit_scaling({"user": torch.randn(50, 5)})
+    vector = torch.randn(1, 5)
+    other = torch.cat([vector[:, :2], vector[:, 2:] + 7], 1)
+    assert torch.equal(projector("user", vector), projector("user", other))
+
+
+def test_pairs_are_those_of_one_user_with_different_labels():
+    """User 0: 1.0 liked, 0.5 not; user 1: -1.0 liked, 2.0 and 0.0 not; user 2 has no pair."""
+    logits = torch.tensor([1.0, 0.5, -1.0, 2.0, 0.0, 9.0])
+    labels, users = torch.tensor([1, 0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
+    expected = np.mean(np.log1p(np.exp([-(1.0 - 0.5), 1.0 + 2.0, 1.0 + 0.0])))
+    assert float(pairwise_loss(logits, labels, users)) == pytest.approx(expected, rel=1e-6)
+    assert float(pairwise_loss(logits[:1], labels[:1], users[:1])) == 0
+
+
+def test_the_pairwise_loss_is_added_by_its_weight():
+    model, given = student(), batch()
+    given.labels[:] = torch.tensor([1, 0, 1])
+    plain = model(given)
+    model.pair_weight = 2.0
+    pairs = pairwise_loss(plain["logits"], given.labels, given.users)
+    assert float(pairs) > 0
+    assert float(model(given)["loss"]) == pytest.approx(float(plain["loss"] + 2 * pairs), rel=1e-5)
 
 
 def test_a_lora_phase_learns_lora_and_projector_and_nothing_else():
@@ -239,13 +275,15 @@ ROWS = SimpleNamespace(
 def rows(count: int):
     from ray_app.student.batching import Sequence
 
-    return [Sequence(n, 0, np.arange(4 + n % 3, dtype=np.int32), {}, 1, 1, False) for n in range(count)]
+    return [
+        Sequence(n, n % 5, 0, np.arange(4 + n % 3, dtype=np.int32), {}, 1, 1, False) for n in range(count)
+    ]
 
 
 def test_workers_share_the_batches_of_each_step():
     config = validate({"train": {"batch_tokens": 64}}, "test")
     phase = Phase("global", 2.0, 1e-3)
-    total = steps_of(rows(60), phase, config, 2, 0)
+    total = steps_of(rows(60), phase, config, 2)
     whole = [batch.ids for _, batch in stream(rows(60), phase, config, ROWS, 0, 1, 2 * total)]
     parts = [list(stream(rows(60), phase, config, ROWS, rank, 2, total)) for rank in range(2)]
     for rank, part in enumerate(parts):
@@ -256,7 +294,7 @@ def test_workers_share_the_batches_of_each_step():
 
 def test_a_cluster_without_examples_ends_at_once():
     config, phase = validate({}, "test"), Phase("expert-0", 1.0, 1e-3, 0)
-    assert list(stream([], phase, config, ROWS, 0, 1, steps_of([], phase, config, 1, 0))) == []
+    assert list(stream([], phase, config, ROWS, 0, 1, steps_of([], phase, config, 1))) == []
 
 
 LLAMA3_8B = {

@@ -130,7 +130,7 @@ def test_text_without_soft_tokens_has_none(tokenizer):
 
 @pytest.mark.parametrize(("word", "label"), [(YES, 1), (NO, 0)])
 def test_a_yes_no_row_predicts_its_verdict_and_learns_no_other_text(tokenizer, word, label):
-    made = sequence(tokenizer, 7, label, DECIDE, word, reasoned=False)
+    made = sequence(tokenizer, 7, 3, label, DECIDE, word, reasoned=False)
     assert tokenizer.decode(made.ids[made.answer + 1 :]) == word
     assert tokenizer.decode(made.ids[made.answer - 1 : made.answer + 1]).endswith("Answer:")
     assert made.text_start == made.answer == len(made.ids) - 2
@@ -138,7 +138,7 @@ def test_a_yes_no_row_predicts_its_verdict_and_learns_no_other_text(tokenizer, w
 
 
 def test_a_reasoning_row_predicts_the_verdict_in_the_prompt_and_learns_the_text_after_it(tokenizer):
-    made = sequence(tokenizer, 7, 0, EXPLAIN, REASONING, reasoned=True)
+    made = sequence(tokenizer, 7, 3, 0, EXPLAIN, REASONING, reasoned=True)
     assert tokenizer.decode([made.ids[made.answer + 1]]) == NO
     assert tokenizer.decode(made.ids[1 : made.answer + 1]).endswith("\nAnswer:")
     assert tokenizer.decode(made.ids[made.text_start + 1 : -1]) == REASONING
@@ -153,7 +153,7 @@ def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
         (decide_prompt(about, CONFIG), YES, False),
         (explain_prompt(about, True, CONFIG.model_copy(update={"explain_titles": True})), REASONING, True),
     ):
-        made = sequence(tokenizer, 1, 1, prompt, continuation, reasoned=reasoned)
+        made = sequence(tokenizer, 1, 3, 1, prompt, continuation, reasoned=reasoned)
         assert tokenizer.decode([made.ids[made.answer + 1]]) == YES
         assert tokenizer.decode(made.ids[: made.answer + 1]).endswith("Answer:")
 
@@ -168,6 +168,6 @@ def test_rows_above_the_limit_are_refused_with_the_longest_named():
 
 
 def test_ids_fit_the_arrow_schema(tokenizer):
-    made = sequence(tokenizer, 3, 1, DECIDE, YES, reasoned=False)
+    made = sequence(tokenizer, 3, 3, 1, DECIDE, YES, reasoned=False)
     assert made.ids.dtype == np.int32
     assert made.ids.max() < len(tokenizer)
