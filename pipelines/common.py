@@ -74,13 +74,14 @@ def report_line(manifest: dict[str, Any]) -> str:
 def stage_main(make_spec: MakeSpec, description: str) -> None:
     """Entry point of a single stage: `python -m pipelines.<stage>`."""
 
-    def main() -> None:
-        options = parser(description).parse_args()
-        config, run = open_run(options)
-        spec = make_spec(config, run)
-        if options.force or not is_current(run, spec):
-            start_ray(config)
-        print(report_line(execute(run, spec, force=options.force)), flush=True)
-
-    cli(main)
+    cli(lambda: run_stage(make_spec, parser(description).parse_args()))
     sys.stdout.flush()
+
+
+def run_stage(make_spec: MakeSpec, options: argparse.Namespace) -> None:
+    """Run the stage as the options of `parser` say, and print its line."""
+    config, run = open_run(options)
+    spec = make_spec(config, run)
+    if options.force or not is_current(run, spec):
+        start_ray(config)
+    print(report_line(execute(run, spec, force=options.force)), flush=True)

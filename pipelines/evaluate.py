@@ -4,7 +4,7 @@ Writes metrics.json and samples.json; `pipelines.report` turns them into the pag
 
 *Exposed*: whole users of the test split, each row scored from what was known just before it.
 *Full catalogue*: at the moment the test split begins, rank all items a user has not rated; `student` ranks
-the candidates as the service does, `student alone` by P(yes) only.
+the candidates as the service does, `student alone` by P(yes) only. The rivals are in `pipelines.rivals`.
 *Reasons*: written for test rows as the service writes them, judged by programs against their evidence.
 """
 
@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightgbm
 import numpy as np
 import polars as pl
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
 from pipelines.contexts import ContextSource
 from pipelines.mix import yes_no_rows
 from pipelines.reasons import Judged, judge
+from pipelines.rivals import exposed_rivals, item_models, load_vectors
 from pipelines.served import Served
 from ray_app.agents.orchestrator import ranking
 from ray_app.agents.swing import SwingAgent
@@ -31,13 +28,15 @@ from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.config import Config
+from ray_app.evaluation.baselines import ItemModel, top
 from ray_app.evaluation.calibration import calibration
 from ray_app.evaluation.metrics import finite
 from ray_app.evaluation.tables import catalogue_table, exposed_table
 from ray_app.records import Context
-from ray_app.student.model import SOFT_NAMES
 
 STUDENT = "student"
+PROBABILITIES = ("item rate", "logistic regression", "trees")
+"""Rivals whose scores are probabilities, and so have a calibration error."""
 SAMPLES = 20
 
 
@@ -61,9 +60,8 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     local = folder.local()
     assemble(config, run, local / "bundle", split, "evaluated")
     bundle = Bundle.open(local / "bundle")
-    vectors = {
-        name: np.load(run.stage("encode").local() / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES
-    }
+    vectors = load_vectors(run)
+    models, penalty = item_models(source, split)
     rows = chosen_rows(source, split, config.evaluate.rows, config.seed)
     table = yes_no_rows(config, run, rows)
     contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
@@ -72,7 +70,7 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     print(f"evaluate: the student scores {len(rows):,} {split} rows", flush=True)
     logits, p_yes, choices = served.score(contexts, own)
     labels = source.labels[rows]
-    scores = baselines(source, vectors, rows, config.seed) | {STUDENT: logits}
+    scores = exposed_rivals(source, vectors, models, rows, config.seed) | {STUDENT: logits}
     metrics: dict[str, Any] = {
         "champion": STUDENT,
         "exposed": exposed_table(
@@ -84,26 +82,36 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
             config.evaluate.bootstrap,
             config.seed,
             STUDENT,
+            {STUDENT: p_yes} | {name: scores[name] for name in PROBABILITIES},
         ),
         "calibration": calibration(labels, p_yes),
     }
     print("evaluate: full catalogue", flush=True)
-    metrics["catalogue"] = full_catalogue(config, source, served, split)
+    metrics["catalogue"] = full_catalogue(config, source, served, models, split)
     print("evaluate: reasons", flush=True)
     judged = judge(config, served, rows, contexts, own, labels, p_yes, choices, SAMPLES)
     metrics["text"] = judged.metrics
     served.engine.close()
     write(folder, metrics, judged, rows, scores, labels, p_yes)
-    exposed = metrics["exposed"]["scorers"]
+    exposed, catalogue = metrics["exposed"]["scorers"], metrics["catalogue"]["scorers"]
+    best = f"ndcg@{max(config.evaluate.k)}"
     return {
         "rows": len(rows),
         "split": split,
-        "auc": round(exposed[STUDENT]["auc"]["value"], 4),
-        "auc_item_rate": round(exposed["item rate"]["auc"]["value"], 4),
-        "auc_trees": round(exposed["trees"]["auc"]["value"], 4),
-        "ece": round(metrics["calibration"]["ece"], 4),
-        "groundedness": round(judged.metrics["groundedness"], 4),
+        "auc": rounded(exposed[STUDENT]["auc"]["value"]),
+        "auc_item_rate": rounded(exposed["item rate"]["auc"]["value"]),
+        "auc_trees": rounded(exposed["trees"]["auc"]["value"]),
+        "ece": rounded(metrics["calibration"]["ece"]),
+        "ndcg_catalogue": rounded(catalogue[STUDENT][best]["value"]),
+        "ndcg_catalogue_ease": rounded(catalogue["EASE"][best]["value"]),
+        "ease_penalty": penalty,
+        "groundedness": rounded(judged.metrics["groundedness"]),
     }
+
+
+def rounded(value: float) -> float | None:
+    """Four decimals; None where the metric is undefined, such as the AUC of rows with one label."""
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def write(
@@ -132,41 +140,9 @@ def chosen_rows(source: ContextSource, split: str, limit: int, seed: int) -> np.
     return rows[np.isin(source.users[rows], taken)]
 
 
-def baselines(
-    source: ContextSource, vectors: dict[str, np.ndarray], rows: np.ndarray, seed: int
-) -> dict[str, np.ndarray]:
-    """Scores of the rivals; every one sees only what was known before the row."""
-    train = np.flatnonzero(source.splits == "train")
-
-    def table(of: np.ndarray) -> np.ndarray:
-        return np.hstack([vectors[name][of] for name in SOFT_NAMES])
-
-    labels = source.labels[train]
-    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    regression.fit(table(train), labels)
-    trees = lightgbm.LGBMClassifier(
-        n_estimators=150,
-        learning_rate=0.05,
-        num_leaves=31,
-        min_child_samples=50,
-        colsample_bytree=0.6,
-        random_state=seed,
-        n_jobs=2,
-        verbose=-1,
-    ).fit(table(train), labels)
-    features = table(rows)
-    pair = vectors["pair"][rows]
-    return {
-        "random": np.random.default_rng(seed).random(len(rows)),
-        "popularity": np.asarray(source.rolling[rows, 0]),
-        "item rate": np.asarray(source.rolling[rows, 1]),
-        "Swing": pair[:, 1] * (np.expm1(pair[:, 3]) + 0.2),
-        "logistic regression": regression.predict_proba(features)[:, 1],
-        "trees": np.asarray(trees.predict_proba(features))[:, 1],
-    }
-
-
-def full_catalogue(config: Config, source: ContextSource, served: Served, split: str) -> dict[str, Any]:
+def full_catalogue(
+    config: Config, source: ContextSource, served: Served, models: dict[str, ItemModel], split: str
+) -> dict[str, Any]:
     """Users with a history before the split and a liked item in it, seeded, up to `catalogue_users`."""
     bundle, settings = served.bundle, config.evaluate
     now = int(source.timestamps[source.splits == split].min())
@@ -198,6 +174,11 @@ def full_catalogue(config: Config, source: ContextSource, served: Served, split:
             "random": draw,
             "popularity": unseen[np.argsort(-statistics[unseen, 0], kind="stable")],
             "item rate": unseen[np.argsort(-statistics[unseen, 1], kind="stable")],
+            "trend": top(agent.trend, history.items, longest),
+            **{
+                name: top(model.scores(history.items[history.labels > 0]), history.items, longest)
+                for name, model in models.items()
+            },
             "Swing": candidates,
             "student alone": candidates[np.argsort(-p_yes, kind="stable")],
             STUDENT: candidates[ranking(interest, p_yes)],

@@ -42,6 +42,7 @@ def write_report(config: Config, run: Run) -> Path:
         "teacher": teacher_section(config, run, manifests["reason"]["counts"]),
         "curves": curves_section(run),
         "experts": experts_section(run),
+        "ablation": ablation_section(run),
         "stages": [
             {key: facts[key] for key in ("stage", "seconds", "cpu_seconds", "peak_memory_mb")}
             for facts in manifests.values()
@@ -104,16 +105,18 @@ def curves_section(run: Run) -> list[dict[str, Any]]:
 
 
 def experts_section(run: Run) -> list[dict[str, Any]]:
+    rows = run.stage("train").read_json("experts.json")
+    renamed = {"expert": "name", "users": "users", "valid_rows": "rows", "valid_users": "valid_users"}
+    kept = ("auc_expert", "auc_global", "gain", "low", "high", "doubt", "better", "published")
     return [
-        {
-            "name": row["expert"],
-            "users": row["users"],
-            "rows": row["valid_rows"],
-            "auc_expert": row["auc_expert"],
-            "auc_global": row["auc_global"],
-        }
-        for row in run.stage("train").read_json("experts.json")
+        {new: row[old] for old, new in renamed.items()} | {name: row[name] for name in kept} for row in rows
     ]
+
+
+def ablation_section(run: Run) -> dict[str, Any] | None:
+    """What `pipelines.ablate` left, if it was run."""
+    folder = run.stage("ablation")
+    return folder.read_json("ablation.json") if folder.exists("ablation.json") else None
 
 
 def system_section(run: Run, train: dict[str, Any]) -> dict[str, Any]:

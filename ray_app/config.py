@@ -130,6 +130,10 @@ class PromptConfig(Section):
     explain_titles: bool = False
     """Show titles in the student's explain prompt. A tiny model is more truthful without; a pretrained
     one reads them."""
+    sections: list[Literal["history", "similar", "pool"]] = ["history", "similar", "pool"]
+    """Optional sections that the student's decide prompt has at all; fewer for an ablation."""
+    soft_tokens: bool = True
+    """Put the collaborative vectors into the student's prompts; off for an ablation."""
 
 
 class EngineConfig(Section):
@@ -386,6 +390,14 @@ def validate(tree: dict[str, Any], source: str) -> Config:
             raise ConfigError(f"{source}: unknown key {key}: remove it or correct its name{more}") from error
         value = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
         raise ConfigError(f"{source}: {key}: {first['msg']}{value}{more}") from error
+
+
+def overridden(config: Config, overrides: list[str]) -> Config:
+    """The config with `key.path=value` overrides. Raises ConfigError as `load` does."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, config.name)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

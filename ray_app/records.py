@@ -197,7 +197,7 @@ class Recommendation(Record):
 
     user_id: str
     items: list[RecommendedItem]
-    """Best first: by Swing's interest times P(yes)."""
+    """Best first: by Swing's interest times the root of P(yes)."""
     degraded: bool = False
     degraded_reason: str = ""
     versions: dict[str, str]

@@ -166,7 +166,7 @@ class LinearStudent:
         weights = np.array([3, 1, -1, 0, 0, 2, 0, 2, 1, 1, 1, 2], np.float32)
         return np.array(
             [
-                self.scale * (float(request.vectors["pair"] @ weights) + 0.5)
+                self.scale * (float(request.vectors["pair"][:12] @ weights) + 0.5)
                 + _OFFSETS[request.adapter]
                 + 0.2 * ("History:" in request.prompt)
                 for request in requests

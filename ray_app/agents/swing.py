@@ -1,10 +1,12 @@
 """The Swing agent: similar users, what they and the item neighbours suggest, and decisions without a student.
 
-    candidate score = neighbours / max + favourites / max
+    candidate score = neighbours / max + favourites / max + TREND * trend / max
     neighbours(i)   = sum over liked j in the history of 2^(-age_j / HALF_LIFE) * swing(j, i)
     favourites(i)   = similarity of the similar users who liked i minus that of those who did not
+    trend(i)        = sum over everyone's likes of i of 2^(-days before the bundle's cut / TREND_DAYS)
 
-age_j counts the user's later ratings. Items that are rated well fill up what is left.
+age_j counts the user's later ratings. Items that are rated well fill up what is left. TREND and TREND_DAYS
+were chosen for NDCG@20 at five moments of MovieLens-100K that lie before its test rows.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.records import Context, Verdict
 
 HALF_LIFE = 20.0
+TREND, TREND_DAYS = 2.0, 7.0
+DAY = 86_400.0
 SWING = "swing"
 """What a verdict names as its expert where no adapter decided."""
 
@@ -27,6 +31,8 @@ class SwingAgent:
 
     def __init__(self, bundle: Bundle):
         self._bundle = bundle
+        self.trend = _trend(bundle)
+        """float64 [n_items]: everyone's likes of late, at most 1."""
 
     async def propose(self, view: UserView, n: int) -> Proposal:
         """Similar users, and n items or fewer worth deciding about: only the target where there is one."""
@@ -42,6 +48,7 @@ class SwingAgent:
     def candidates(self, history: History, peers: Peers, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes int32 [<= n] of items that are not in the history, best first, and scores float32."""
         scores = _scaled(self._neighbours(history)) + _scaled(self._favourites(history, peers, 2 * n))
+        scores = scores + TREND * self.trend
         # What nothing speaks for comes last, in the order of its rate, at scores below every other.
         rates = self._bundle.statistics(np.arange(len(scores), dtype=np.int32))[:, 1]
         positive = scores[scores > 0]
@@ -88,3 +95,9 @@ class SwingAgent:
 
 def _scaled(scores: np.ndarray) -> np.ndarray:
     return scores / best if (best := float(scores.max(initial=0.0))) > 0 else scores
+
+
+def _trend(bundle: Bundle) -> np.ndarray:
+    past = bundle.histories
+    weight = past.labels * 2.0 ** (-(bundle.cut - past.timestamps) / (TREND_DAYS * DAY))
+    return _scaled(np.bincount(past.items, weight, len(bundle.items)))

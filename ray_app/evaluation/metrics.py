@@ -112,9 +112,39 @@ class Expert(Section):
     users: int
     rows: int | None = None
     """Validation rows of its users."""
+    valid_users: int | None = None
+    """Users with such rows."""
     auc_expert: float | None = None
     auc_global: float | None = None
     """AUC of the global adapter on the same rows."""
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Log loss saved per row by the expert, mean over users, and its interval (`student.publishing`)."""
+    doubt: float | None = None
+    """Share of the bootstrap resamples without a gain."""
+    better: float | None = None
+    """Share of the users with a gain."""
+    published: bool | None = None
+
+
+class Spread(Section):
+    """A metric over seeds."""
+
+    mean: float | None
+    spread: float | None
+    """Sample standard deviation; None for one seed."""
+    values: list[float | None]
+
+
+class AblationSection(Section):
+    """Output of `pipelines.ablate`."""
+
+    split: str
+    rows: int
+    seeds: list[int]
+    variants: dict[str, dict[str, Spread]]
+    """Row of the table -> metric -> its spread."""
 
 
 class Tally(Section):
@@ -217,6 +247,7 @@ class Metrics(Section):
     calibration: CalibrationSection | None = None
     curves: list[Curve] | None = None
     experts: list[Expert] | None = None
+    ablation: AblationSection | None = None
     teacher: TeacherSection | None = None
     text: TextSection | None = None
     stages: list[Stage] | None = None

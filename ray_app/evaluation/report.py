@@ -26,7 +26,10 @@ NAMES = {
     "uauc": "UAUC",
     "uauc_null": "UAUC null",
     "snapshot_accuracy": "Snapshot",
+    "ece": "ECE",
 }
+HEADLINE = ["auc", "uauc", "uauc_null", "ndcg@5", "map@5", "snapshot_accuracy", "ece"]
+"""Columns of the first table; the sections below have all."""
 COUNTS = {
     "uauc_users": "users with both labels (UAUC)",
     "ndcg_users": "users with two rows or more (NDCG, MAP)",
@@ -67,6 +70,7 @@ def to_html(metrics: Metrics, samples: list[Sample]) -> str:
     return template.render(
         m=metrics,
         samples=samples,
+        headline=_headline(metrics.exposed),
         exposed=_table(metrics.exposed),
         catalogue=_table(metrics.catalogue),
         best=_champion(metrics),
@@ -146,6 +150,12 @@ def _table(table: TableSection | None) -> dict[str, Any] | None:
         "artefact": table.artefact,
         "paired": table.paired,
     }
+
+
+def _headline(table: TableSection | None) -> dict[str, Any] | None:
+    """The exposed table without all but the headline's columns."""
+    full = _table(table)
+    return full and full | {"columns": [name for name in HEADLINE if name in full["columns"]]}
 
 
 def _champion(metrics: Metrics) -> dict[str, Number]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.errors import DataError
-from ray_app.evaluation import intervals, ranking
+from ray_app.evaluation import calibration, intervals, ranking
 from ray_app.evaluation.ranking import Floats
 
 NULL_REPEATS = 20
@@ -28,11 +28,13 @@ def exposed_table(
     bootstrap: int,
     seed: int,
     champion: str | None = None,
+    probabilities: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Scorers under the exposed protocol.
 
-    `scorers`: name -> {auc, uauc, uauc_null, snapshot_accuracy, ndcg@k, map@k}. The null is the mean and
-    95 % range of UAUC over label permutations inside each user, the scores held fixed.
+    `scorers`: name -> {auc, uauc, uauc_null, snapshot_accuracy, ndcg@k, map@k, ece}. The null is the mean
+    and 95 % range of UAUC over label permutations inside each user, the scores held fixed. `ece` is there
+    for scorers with `probabilities`, and has no interval: resampled, it is biased upwards.
     `counts`: rows, users, and how many users entered each metric.
     `artefact`: UAUC of minus the user's rolling like-rate, and its null with the rate made anew from the
     permuted labels: what conditioning alone gives on these rows.
@@ -52,6 +54,8 @@ def exposed_table(
         }
         null = ranking.uauc_null(code, y, score, seed, NULL_REPEATS)
         table["scorers"][name] = entry | {"uauc_null": _range(null)}
+    for name, p in (probabilities or {}).items():
+        table["scorers"][name]["ece"] = {"value": calibration.ece(y, p), "low": None, "high": None}
     table["counts"] = _counts(code, timestamps, y)
     table["artefact"] = _artefact(code, timestamps, y, seed)
     if champion is not None:

@@ -35,6 +35,7 @@ ANSWER = "\nAnswer:"
 """What comes right before the verdict, ` Yes` or ` No`."""
 REASONING = "\nReasoning:"
 
+_SOFT = re.compile(" ?(" + "|".join(map(re.escape, SOFT_TOKENS)) + ")")
 _MARKUP = re.compile(r'[<>\[\]()|"]')
 
 
@@ -42,15 +43,16 @@ def decide_prompt(context: Context, config: PromptConfig, without: Collection[st
     """The prompt whose next token is the verdict. `without` names sections to leave out."""
     history = [entry for entry in context.profile if entry.kind == "history"]
     similar = [entry for entry in context.profile if entry.kind == "neighbour"]
+    shown = set(config.sections) - set(without)
     lines = [_user_line(context)]
-    if history and "history" not in without:
+    if history and "history" in shown:
         lines += ["History:", *(_profile_line(entry, config) for entry in history)]
-    if similar and "similar" not in without:
+    if similar and "similar" in shown:
         lines += ["Similar users:", *(_profile_line(entry, config) for entry in similar)]
-    if context.candidates and "pool" not in without:
+    if context.candidates and "pool" in shown:
         lines += ["Candidates:", *(" " + _item(item, config) for item in context.candidates)]
     lines.append(f"Target: {_item(context.target, config)} {ITEM} {PAIR}{_crowd(context)}")
-    return "\n".join(lines) + ANSWER
+    return _with_soft_tokens("\n".join(lines), config) + ANSWER
 
 
 def explain_prompt(context: Context, answer: bool, config: PromptConfig) -> str:
@@ -58,7 +60,7 @@ def explain_prompt(context: Context, answer: bool, config: PromptConfig) -> str:
     target = _item(context.target, config) if config.explain_titles else _features(context.target, config)
     lines = [f"Target: {target} {ITEM} {PAIR}", _user_line(context), "Evidence:"]
     lines += [_evidence_line(entry, config) for entry in context.evidence]
-    return "\n".join(lines) + ANSWER + (" Yes" if answer else " No") + REASONING
+    return _with_soft_tokens("\n".join(lines), config) + ANSWER + (" Yes" if answer else " No") + REASONING
 
 
 def reasoning_target(trace: Trace, context: Context) -> str:
@@ -71,6 +73,11 @@ def quote(text: str, limit: int) -> str:
     """Item text as data: no markup of ours can appear in it, and it is capped."""
     clean = re.sub(r"\s+", " ", _MARKUP.sub(" ", text)).strip()
     return clean if len(clean) <= limit else clean[: limit - 1].rstrip() + "…"
+
+
+def _with_soft_tokens(text: str, config: PromptConfig) -> str:
+    """The text as it is, or without the places of the vectors. Item text holds no `<`: see `quote`."""
+    return text if config.soft_tokens else _SOFT.sub("", text)
 
 
 def _user_line(context: Context) -> str:

@@ -14,6 +14,7 @@ A blend mixes logits, not weights, so no adapter is built per request.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -132,3 +133,22 @@ def choose(user: np.ndarray, clusters: Clusters, published: set[str], config: Ga
     for name, value in gate.items():
         weights[resolve(name)] = weights.get(resolve(name), 0.0) + value
     return Choice("blend" if len(weights) > 1 else next(iter(weights)), weights, gate)
+
+
+def gate_logits(
+    users: np.ndarray,
+    clusters: Clusters,
+    published: set[str],
+    config: GateConfig,
+    logits: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(name of the choice [n], blended logit float64 [n]) of rows with user vectors [n, d].
+
+    logits: adapter name -> [n]; needs the global adapter and every published expert.
+    """
+    choices = [choose(user, clusters, published, config) for user in users]
+    blended = [
+        sum(weight * float(logits[name][at]) for name, weight in choice.weights.items())
+        for at, choice in enumerate(choices)
+    ]
+    return np.array([choice.name for choice in choices], str), np.array(blended, np.float64)

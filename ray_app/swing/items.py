@@ -7,8 +7,13 @@ Duplicate interactions count once; users with fewer than `min_behavior` or more 
 distinct items are left out; where an item has more than `max_users_per_item` users, its row is computed
 from a sample of them (see `kernel.sample`), and `common` counts within that sample.
 
+With `item_strength` or `item_half_life_days` a pair counts by its interactions' strengths: see `weights`.
+
 `normalize` takes the popularity out of the score, which grows like n_ij squared: `max` divides a row by its
 highest score, `product` by n_i * n_j, `sqrt` takes the root of that, which is on the scale of a cosine.
+
+Two kernels give the same rows, to the last bit: the item-centric one takes any graph, row by row; the
+user-centric one sums all rows at once in a dense matrix. `ItemGraph.user_centric` chooses.
 """
 
 from __future__ import annotations
@@ -22,7 +27,12 @@ from ray_app.config import SwingConfig
 from ray_app.errors import DataError
 from ray_app.swing import kernel
 from ray_app.swing.table import NeighbourTable, Rows
-from ray_app.swing.weights import user_weights
+from ray_app.swing.weights import interaction_strengths, user_weights, weighs_interactions
+
+DENSE_BYTES = 1 << 30
+"""Memory that the user-centric kernel may take."""
+ONE_TASK_STEPS = 5e9
+"""A user-centric run of more steps (some seconds) gains less than splitting the rows among tasks does."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,30 @@ class ItemGraph:
     """int32[n_items]: rank to item code."""
     weights: np.ndarray
     """float64[n_users]"""
+    roots: np.ndarray
+    """float32[pairs]: square roots of the interactions' strengths along `user_items`; empty if all are 1."""
 
     @classmethod
     def build(
-        cls, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, config: SwingConfig
+        cls,
+        users: np.ndarray,
+        items: np.ndarray,
+        n_users: int,
+        n_items: int,
+        config: SwingConfig,
+        *,
+        strengths: np.ndarray | None = None,
+        timestamps: np.ndarray | None = None,
     ) -> ItemGraph:
-        """From int32[n] codes. Raises DataError for a code out of range."""
+        """From int32[n] codes; strengths and timestamps (epoch seconds) of the n events are read where
+        the config weighs by them, and of an interaction given twice the stronger counts.
+
+        Raises DataError for a code out of range, and as `weights.interaction_strengths` does.
+        """
         check_codes("user", users, n_users)
         check_codes("item", items, n_items)
-        pairs = np.unique(users.astype(np.int64) * n_items + items)
+        codes = users.astype(np.int64) * n_items + items
+        pairs = np.unique(codes)
         user, item = np.divmod(pairs, n_items)
         counts = np.bincount(user, minlength=n_users)
         taken = (counts >= config.min_behavior) & (counts <= config.max_behavior)
@@ -59,7 +84,14 @@ class ItemGraph:
         item_ids = np.argsort(-degree, kind="stable")
         rank = np.empty(n_items, np.int64)
         rank[item_ids] = np.arange(n_items)
-        by_user = np.sort(user * n_items + rank[item])
+        order = np.argsort(user * n_items + rank[item])
+        by_user = (user * n_items + rank[item])[order]
+        roots = np.empty(0, np.float32)
+        if weighs_interactions(config):
+            strongest = np.zeros(len(pairs))
+            given = interaction_strengths(len(codes), strengths, timestamps, config)
+            np.maximum.at(strongest, np.searchsorted(pairs, codes), given)
+            roots = np.sqrt(strongest[taken[pairs // max(n_items, 1)]][order]).astype(np.float32)
         by_item = np.sort(rank[item] * n_users + user)
         return cls(
             pointer(counts),
@@ -68,28 +100,163 @@ class ItemGraph:
             (by_item % n_users).astype(np.int32),
             item_ids.astype(np.int32),
             user_weights(counts, config),
+            roots,
         )
 
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ptr) - 1
+
+    @property
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """user_ptr, user_items, item_ptr and item_users, read-only."""
+        return (
+            read_only(self.user_ptr),
+            read_only(self.user_items),
+            read_only(self.item_ptr),
+            read_only(self.item_users),
+        )
+
+    def user_centric(self, max_users: int) -> bool:
+        """Whether the user-centric kernel may and should compute all rows.
+
+        It may if no item is capped, interactions are not weighted, and its matrix and its block (float64)
+        fit into `DENSE_BYTES`. It should if it takes fewer steps. By degrees d, with W = sum of C(d_i, 2)
+        pairs of interactions with one item, and at least B = W (W / P - 1) / 2 updates, P = C(n_users, 2)
+        (all pairs of users having equally much in common is the least):
+
+            item-centric:  W + 3 sum d_u^2 + 4 B       (every update from both items, in two passes)
+            user-centric:  2 W + sum d_u^2 + 2 I^2 + B
+        """
+        users, items = np.diff(self.user_ptr).astype(float), np.diff(self.item_ptr).astype(float)
+        size = 8 * (len(items) ** 2 + users.max(initial=0) ** 2)
+        if items.max(initial=0) > max_users or len(self.roots) or size > DENSE_BYTES:
+            return False
+        by_items, by_users = _steps(users, items)
+        return by_users < by_items
+
     def split(self, parts: int, max_users: int) -> list[np.ndarray]:
-        """Ranks int32[] of each of `parts` tasks of nearly equal cost.
+        """Ranks int32[] of each of `parts` tasks of nearly equal cost, or of one task with all ranks,
+        where the user-centric kernel takes that for few steps.
 
         An item costs about (its users) * (the items of those), with at most `max_users` users.
         """
         degree = np.diff(self.item_ptr)
+        if (
+            self.user_centric(max_users)
+            and _steps(np.diff(self.user_ptr).astype(float), degree.astype(float))[1] < ONE_TASK_STEPS
+        ):
+            return [np.arange(self.n_items, dtype=np.int32)]
+        return balance(self.costs(max_users), parts)
+
+    def shares(self, parts: int, max_users: int) -> dict[int, int]:
+        """Into how many shares to cut the row of each hot item (by rank), so that none costs more than
+        0.3 of a task's mean: whatever task takes one last is then at most 1.3 times the mean."""
+        costs = self.costs(max_users)
+        most = max(0.3 * costs.sum() / parts, 1)
+        return {int(i): int(np.ceil(costs[i] / most)) for i in np.flatnonzero(costs > most)}
+
+    def costs(self, max_users: int) -> np.ndarray:
+        """Estimated cost int64[n_items] of the item-centric rows."""
+        degree = np.diff(self.item_ptr)
         activity = np.concatenate([[0], np.cumsum(np.diff(self.user_ptr)[self.item_users])])
         sampled = np.minimum(degree, max_users)
-        return balance(sampled**2 * np.diff(activity[self.item_ptr]) // np.maximum(degree, 1), parts)
+        return sampled**2 * np.diff(activity[self.item_ptr]) // np.maximum(degree, 1)
+
+
+def _steps(users: np.ndarray, items: np.ndarray) -> tuple[float, float]:
+    """Estimated steps of the item-centric and of the user-centric kernel: see `ItemGraph.user_centric`."""
+    wedges, squares = (items * (items - 1) / 2).sum(), (users**2).sum()
+    active = np.count_nonzero(users)
+    updates = wedges * max(wedges / max(active * (active - 1) / 2, 1) - 1, 0) / 2
+    by_items = wedges + 3 * squares + 4 * updates
+    by_users = 2 * wedges + squares + 2 * len(items) ** 2 + updates
+    return by_items, by_users
 
 
 def item_rows(graph: ItemGraph, ranks: np.ndarray, config: SwingConfig, *, seed: int) -> Rows:
-    """Neighbours of the items of these ranks. Every row is independent of which others are asked for."""
-    degree = np.diff(graph.item_ptr)
-    most = min(int(degree.max(initial=0)), config.max_users_per_item)
-    local = np.empty(1 << 16, np.uint16 if most <= 1 << 16 else np.uint32)
-    found = kernel.item_rows(
+    """Neighbours of the items of these ranks. Every row is independent of which others are asked for,
+    and of the kernel, which is the user-centric one only where all rows are asked for at once."""
+    everything = np.arange(graph.n_items, dtype=np.int32)
+    if np.array_equal(ranks, everything) and graph.user_centric(config.max_users_per_item):
+        return user_centric_rows(graph, config)
+    return item_centric_rows(graph, ranks, config, seed=seed)
+
+
+def item_centric_rows(graph: ItemGraph, ranks: np.ndarray, config: SwingConfig, *, seed: int) -> Rows:
+    """Raises DataError where one item has more than 2^31 interactions of its users to list."""
+    return Rows.pack(graph.item_ids[ranks], _item_centric(graph, ranks, config, seed, (0, 1), np.empty(0)))
+
+
+def user_centric_rows(graph: ItemGraph, config: SwingConfig) -> Rows:
+    """All rows: what `item_centric_rows` gives where no item has more than `max_users_per_item` users and
+    interactions are not weighted. Takes 8 * n_items^2 bytes."""
+    sums = np.zeros((graph.n_items, graph.n_items))
+    longest = int(np.diff(graph.user_ptr).max(initial=0))
+    updates = kernel.pair_sums(
+        *graph.csr,
+        read_only(graph.weights),
+        config.alpha2,
+        np.empty(1 << 16, np.uint16 if longest <= 1 << 16 else np.uint32),
+        sums,
+    )
+    kernel.mirror(sums)
+    rows = rows_of_sums(graph, np.arange(graph.n_items, dtype=np.int32), sums, config, seed=0)
+    rows.work[:] += updates // max(graph.n_items, 1)
+    return rows
+
+
+def share_sums(
+    graph: ItemGraph, rank: int, share: int, shares: int, config: SwingConfig, *, seed: int
+) -> np.ndarray:
+    """Unnormalised sums float64[n_items] of one share of a hot item's pairs of users.
+
+    The pairs (a, b), b > a, are dealt out by ranges of a with equal numbers of pairs. The sums of all
+    shares together make the item's row: see `rows_of_sums`.
+    """
+    sums = np.zeros(graph.n_items)
+    _item_centric(graph, np.array([rank], np.int32), config, seed, (share, shares), sums)
+    return sums
+
+
+def rows_of_sums(
+    graph: ItemGraph, ranks: np.ndarray, sums: np.ndarray, config: SwingConfig, *, seed: int
+) -> Rows:
+    """Neighbours of the items of these ranks, from their sums float64[len(ranks), n_items]."""
+    found = kernel.summed_rows(
+        read_only(ranks),
+        sums,
+        *graph.csr,
+        read_only(graph.item_ids),
+        config.max_users_per_item,
+        config.min_common_users,
+        min(config.k, max(graph.n_items - 1, 1)),
+        kernel.NORMALIZE[config.normalize],
+        seed,
+    )
+    return Rows.pack(graph.item_ids[ranks], found)
+
+
+def _item_centric(
+    graph: ItemGraph,
+    ranks: np.ndarray,
+    config: SwingConfig,
+    seed: int,
+    part: tuple[int, int],
+    partial: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    most = min(int(np.diff(graph.item_ptr).max(initial=0)), config.max_users_per_item)
+    longest = int(np.diff(graph.user_ptr).max(initial=0))
+    if min(most * longest, len(graph.item_users)) >= 1 << 31:
+        raise DataError(
+            f"an item has {most} users with up to {longest} items each: lower max_users_per_item or "
+            "max_behavior until their product is below 2^31"
+        )
+    return kernel.item_rows(
         read_only(ranks),
         read_only(graph.user_ptr),
         read_only(graph.user_items),
+        read_only(graph.roots),
         read_only(graph.item_ptr),
         read_only(graph.item_users),
         read_only(graph.item_ids),
@@ -97,19 +264,30 @@ def item_rows(graph: ItemGraph, ranks: np.ndarray, config: SwingConfig, *, seed:
         config.alpha2,
         config.max_users_per_item,
         config.min_common_users,
-        min(config.k, max(len(degree) - 1, 1)),
+        min(config.k, max(graph.n_items - 1, 1)),
         kernel.NORMALIZE[config.normalize],
         seed,
-        local,
+        np.empty(1 << 16, np.uint16 if most <= 1 << 16 else np.uint32),
+        part,
+        partial,
     )
-    return Rows.pack(graph.item_ids[ranks], found)
 
 
 def item_neighbours(
-    users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, config: SwingConfig, *, seed: int
+    users: np.ndarray,
+    items: np.ndarray,
+    n_users: int,
+    n_items: int,
+    config: SwingConfig,
+    *,
+    strengths: np.ndarray | None = None,
+    timestamps: np.ndarray | None = None,
+    seed: int,
 ) -> NeighbourTable:
     """The Swing neighbours of every item, from int32[n] user and item codes, in this process."""
-    graph = ItemGraph.build(users, items, n_users, n_items, config)
+    graph = ItemGraph.build(
+        users, items, n_users, n_items, config, strengths=strengths, timestamps=timestamps
+    )
     return NeighbourTable.assemble(
         n_items, [item_rows(graph, np.arange(n_items, dtype=np.int32), config, seed=seed)]
     )

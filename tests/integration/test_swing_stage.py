@@ -1,5 +1,6 @@
 """The swing stage on Ray: what it writes, that it sees only the past, that kill -9 costs nothing."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipelines import neighbours, swing
 from pipelines.swing import spec
 from ray_app.artifacts import Folder, Run, StageSpec, execute
 from ray_app.config import validate
@@ -184,3 +187,31 @@ def test_kill_minus_nine_and_resume_give_the_same_bytes(finished, tmp_path):
     assert before == {name: os.stat(folder.path(name)).st_mtime_ns for name in before}, (
         "finished work was repeated"
     )
+
+
+def test_a_lost_worker_costs_its_tasks_only(finished, tmp_path, monkeypatch):
+    """The first worker to start an item task dies in it by SIGKILL, as a lost machine's would."""
+    run, _ = finished
+    attempts = tmp_path / "attempts"
+    attempts.mkdir()
+    real = swing.item_rows
+
+    def dying(graph, ranks, *, config, seed):
+        if len(ranks):
+            (attempts / f"{ranks[0]}-{uuid.uuid4().hex}").touch()
+            with contextlib.suppress(FileExistsError):
+                (tmp_path / "killed").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real(graph, ranks, config=config, seed=seed)
+
+    monkeypatch.setattr(swing, "item_rows", dying)
+    monkeypatch.setattr(neighbours, "ROWS_PER_TASK", 10)
+    hurt = prepared(tmp_path / "run")
+    config = validate(CONFIG.model_dump() | {"swing": CONFIG.swing.model_dump() | {"snapshots": 1}}, "test")
+    execute(hurt, spec(config, hurt))
+    assert (tmp_path / "killed").exists()
+    tasks = 4 * (N_ITEMS // 10)  # of the snapshots s0, valid, test and final
+    assert tasks < len(list(attempts.iterdir())) <= tasks + 2
+    for name in ("valid", "test", "final"):
+        for file in ("items.indptr.npy", "items.indices.npy", "items.scores.npy", "items.common.npy"):
+            assert hurt.stage("swing").read(f"{name}/{file}") == run.stage("swing").read(f"{name}/{file}")

@@ -132,25 +132,29 @@ class TestSwing:
         view = run(retrieval.fetch("u3", None))
         assert len(run(SwingAgent(bundle).propose(view, 1000)).items) == len(bundle.items) - 18
 
-    def test_neighbours_of_liked_items_weigh_by_recency(self, bundle, retrieval):
+    def test_neighbours_weigh_by_recency_and_trends_by_age(self, bundle, retrieval):
         view = run(retrieval.fetch("u3", None))
         agent, table = SwingAgent(bundle), bundle.gatherer.swing
         items, scores = agent.candidates(view.history, NO_PEERS, 40)
-        by_hand = np.zeros(len(bundle.items))
+        by_hand, trend = np.zeros(len(bundle.items)), np.zeros(len(bundle.items))
         for at, (item, label) in enumerate(zip(view.history.items, view.history.labels, strict=True)):
             if label:
                 neighbours, near, _ = table.of(int(item))
                 for neighbour, score in zip(neighbours, near, strict=True):
                     by_hand[neighbour] += 0.5 ** ((17 - at) / 20) * score
-        best = items[0]
-        assert by_hand[best] == by_hand[[i for i in range(40) if i not in view.history.items]].max()
-        assert scores[0] == pytest.approx(by_hand[best] / by_hand.max())
+        past = bundle.histories
+        for item, label, time in zip(past.items, past.labels, past.timestamps, strict=True):
+            trend[item] += label * 0.5 ** ((bundle.cut - time) / (7 * 86400))
+        expected = by_hand / by_hand.max() + 2 * trend / trend.max()
+        assert scores == pytest.approx(expected[items], rel=1e-5)
+        assert expected[items[0]] == expected[[i for i in range(40) if i not in view.history.items]].max()
 
-    def test_a_user_without_history_gets_what_is_rated_best(self, bundle, retrieval):
+    def test_a_user_without_history_gets_what_is_liked_most_of_late(self, bundle, retrieval):
         view = run(retrieval.fetch("u29", None))
         found = run(SwingAgent(bundle).propose(view, 5))
-        rates = bundle.statistics(np.arange(40, dtype=np.int32))[:, 1]
-        assert found.items.tolist() == np.argsort(-rates, kind="stable")[:5].tolist()
+        past = bundle.histories
+        weight = past.labels * 0.5 ** ((bundle.cut - past.timestamps) / (7 * 86400))
+        assert found.items.tolist() == np.argsort(-np.bincount(past.items, weight))[:5].tolist()
 
     def test_estimates_come_from_rates(self, bundle, retrieval):
         view = run(retrieval.fetch("u3", None))
@@ -213,14 +217,16 @@ class TestReasoning:
 
 
 class TestSequence:
-    def test_ranking_is_by_interest_times_p_yes_and_stable(self):
-        assert ranking(np.array([1.0, 0.5, 0.25, 0.5]), [0.2, 0.9, 0.9, 0.9]) == [1, 3, 2, 0]
+    def test_ranking_is_by_interest_times_the_root_of_p_yes_and_stable(self):
+        assert ranking(np.array([1.0, 0.5, 0.25, 0.5]), [0.16, 0.81, 0.81, 0.81]) == [1, 3, 0, 2]
 
     def test_an_answer_is_ranked_explained_and_timed(self, bundle, retrieval):
         answer = run(orchestrator(bundle, LinearStudent()).recommend("u3", 5))
         proposal = run(SwingAgent(bundle).propose(run(retrieval.fetch("u3", None)), 60))
         interest = dict(zip(proposal.items.tolist(), proposal.scores.tolist(), strict=True))
-        relevance = [interest[bundle.item_code(entry.item.item_id)] * entry.score for entry in answer.items]
+        relevance = [
+            interest[bundle.item_code(entry.item.item_id)] * entry.score**0.5 for entry in answer.items
+        ]
         assert len(relevance) == 5
         assert relevance == sorted(relevance, reverse=True)
         assert not answer.degraded

@@ -1,0 +1,94 @@
+"""Every number of the cost model that is not computed, in one table, with where it is from.
+
+Sources are of three kinds: *measured here* (2 CPU cores, MovieLens-100K, the default config), *default*
+(of the package named, at the version of the lock) and *assumed* (published practice; not yet checked on
+a GPU of this project).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: float
+    unit: str
+    source: str
+
+
+TABLE: dict[str, Constant] = {
+    # text
+    "decide_chars": Constant(110, "characters", "measured here: decide prompt without its optional sections"),
+    "history_chars": Constant(53, "characters/entry", "measured here: history lines of decide prompts"),
+    "similar_chars": Constant(62, "characters/entry", "measured here: lines of similar users' items"),
+    "pool_chars": Constant(43, "characters/entry", "measured here: lines of other candidates"),
+    "evidence_share": Constant(0.66, "entries/(history + neighbours)", "measured here: evidence per context"),
+    "evidence_chars": Constant(56, "characters/entry", "measured here: evidence lines of explain prompts"),
+    "title_chars": Constant(22, "characters/entry", "measured here: quoted titles, shown by explain_titles"),
+    "explain_chars": Constant(80, "characters", "measured here: explain prompt without its evidence"),
+    "reason_chars": Constant(306, "characters", "measured here: reasoning with its cards"),
+    "teacher_chars": Constant(1250, "characters", "measured here: rules and frame of its templates"),
+    "teacher_entry_chars": Constant(80, "characters/entry", "measured here: lines of the teacher's prompts"),
+    "bootstrap_chars": Constant(3.8, "characters/token", "measured here: the bootstrapped tokenizer"),
+    "pretrained_chars": Constant(3.2, "characters/token", "assumed: 4 for prose, fewer for titles and marks"),
+    "padding": Constant(1.03, "tokens/token", "measured here: batches bucketed by length"),
+    # teacher
+    "acceptance": Constant(0.51, "traces/trace", "measured here: evidence teacher; assumed for models"),
+    "retries": Constant(0.48, "traces/row and round", "measured here: evidence teacher; assumed for models"),
+    "answer_share": Constant(0.6, "tokens/max_tokens", "assumed: length of an answer within its limit"),
+    # CPU, seconds of one core
+    "prepare_row": Constant(6e-6, "CPU s/interaction", "measured here"),
+    "swing_step": Constant(1e-8, "CPU s/step", "measured here; a step is one (user pair, common item)"),
+    "encode_row": Constant(6e-5, "CPU s/interaction", "measured here"),
+    "trace_cpu": Constant(1.3e-3, "CPU s/trace", "measured here: evidence teacher with verification"),
+    "context": Constant(4e-4, "CPU s/context", "measured here: evidence and prompts of a row, in mix"),
+    "tokenize": Constant(3e-4, "CPU s/sequence", "measured here"),
+    "publish_row": Constant(1e-5, "CPU s/interaction", "measured here: histories and the store"),
+    "cpu_flops": Constant(2.9e10, "operations/s/core", "measured here: 40,000 tokens/s in the tiny student"),
+    "score_cpu": Constant(1.2e-3, "CPU s/prompt", "measured here: vLLM on CPU, tiny student"),
+    "write_cpu": Constant(1 / 2500, "CPU s/token", "measured here: vLLM on CPU, tiny student, batched"),
+    "evaluate_fixed": Constant(80, "CPU s", "measured here: trees, intervals, texts, engine start"),
+    "session": Constant(12, "s/stage", "measured here: Ray workers start and import"),
+    "glances": Constant(3500, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
+    "phase": Constant(8, "s/phase", "measured here: model, optimizer, validation, commit"),
+    # Swing's work
+    "skew": Constant(2.83, "E[n^2]/E[n]^2", "measured here: users per item of MovieLens-100K"),
+    "overlap": Constant(0.51, "items/item", "measured here: common items of two users of one item, as a "
+                        "share of a mean history; an upper bound for larger catalogues"),
+    # GPU
+    "mfu_train": Constant(0.30, "of peak", "assumed: LoRA with eager attention kernels reaches 25 to 40 %"),
+    "mfu_prefill": Constant(0.45, "of peak", "assumed: vLLM prefill of dense models"),
+    "bandwidth": Constant(0.60, "of peak", "assumed: vLLM decoding of dense models"),
+    "tensor_parallel": Constant(0.85, "per doubling", "assumed: NVLink; PCIe is worse"),
+    "engine_batch": Constant(256, "sequences", "default: vLLM max_num_seqs"),
+    "engine_tokens": Constant(8192, "tokens", "default: vLLM max_num_batched_tokens, offline"),
+    "engine_start": Constant(180, "s/engine", "assumed: weights from local disk, compilation, CUDA graphs"),
+    "engine_bytes": Constant(2.0e9, "bytes/GPU", "assumed: CUDA context, NCCL and CUDA graphs"),
+    "train_bytes": Constant(2.0e9, "bytes/GPU", "assumed: CUDA context, NCCL, allocator's fragments"),
+    "usable": Constant(0.985, "of nominal", "assumed: what the driver leaves of a GPU's memory"),
+    "bucket": Constant(5e8, "elements", "default: DeepSpeed reduce_bucket_size"),
+    "live": Constant(1e9, "elements", "default: DeepSpeed stage3_max_live_parameters"),
+    # bytes at rest
+    "prepare_bytes": Constant(8, "bytes/interaction", "measured here: parquet"),
+    "graph_bytes": Constant(26, "bytes/interaction", "measured here: a snapshot's user index"),
+    "pair_bytes": Constant(12, "bytes/pair", "measured here: id, score and count of an item neighbour"),
+    "vector_bytes": Constant(420, "bytes/interaction", "measured here: 105 float32 of encode"),
+    "trace_bytes": Constant(250, "bytes/trace", "measured here: parquet"),
+    "example_bytes": Constant(125, "bytes/row", "measured here: parquet of the mix"),
+    "history_bytes": Constant(26, "bytes/interaction", "measured here: bundle and its store"),
+    # bytes at work
+    "process_bytes": Constant(6e8, "bytes", "measured here: a stage's process with its imports"),
+    "workers_bytes": Constant(1.3e9, "bytes", "measured here: Ray's workers of a stage on 2 cores"),
+    "frame_bytes": Constant(250, "bytes/interaction", "assumed: polars holds a table about four times over"),
+    "sequence_bytes": Constant(1500, "bytes/sequence", "measured here: a tokenized row in a train worker"),
+    # service
+    "doubted": Constant(0.3, "of items shown", "assumed: share that reflection looks at again"),
+    "adapters": Constant(1.5, "adapters/request", "assumed: the gate blends experts for some users"),
+    "target_k": Constant(10, "items/request", "assumed: items shown with reasons"),
+    "utilisation": Constant(0.6, "of capacity", "assumed: load at which queues stay short"),
+}  # fmt: skip
+
+
+def value(name: str) -> float:
+    return TABLE[name].value
