@@ -70,16 +70,25 @@ class DataConfig(Section):
 
 
 class SwingConfig(Section):
-    """Item and user neighbours. Parameter names and semantics are Flink ML's."""
+    """Item and user neighbours. Parameter names and semantics are Flink ML's; beta, alpha2 and normalize
+    were chosen on the validation part of MovieLens-100K (docs/swing.md). Flink's own values: preset `flink`."""
 
     alpha1: float = Field(default=15.0, ge=0)
-    alpha2: float = Field(default=0.0, ge=0)
-    beta: float = Field(default=0.3, ge=0)
+    """Added to a user's number of items n in its weight (alpha1 + n)^-beta; no effect while beta is 0."""
+    alpha2: float = Field(default=100.0, ge=0)
+    """Added to the number of items two users share, by which their pair's weight is divided."""
+    beta: float = Field(default=0.0, ge=0)
+    """How much less a user with many items counts: weight (alpha1 + n)^-beta; at 0 all count alike."""
     min_behavior: int = Field(default=2, ge=1)
+    """Users with fewer distinct items are left out."""
     max_behavior: int = Field(default=1000, ge=1)
+    """Users with more distinct items are left out."""
     max_users_per_item: int = Field(default=1000, ge=2)
+    """An item with more users is computed from a sample of so many; similar users, from so many postings."""
     k: int = Field(default=100, ge=1)
+    """Neighbours kept of an item."""
     min_common_users: int = Field(default=2, ge=1)
+    """Neighbours of an item with fewer common users are left out."""
     normalize: Literal["none", "max", "product", "sqrt"] = "sqrt"
     """Raw Swing grows like popularity squared; `sqrt` is sqrt(score / (n_i * n_j)), much like a cosine."""
     item_strength: bool = False
@@ -89,13 +98,17 @@ class SwingConfig(Section):
     snapshots: int = Field(default=6, ge=1)
     """Points in the training period at which neighbours are computed anew, from earlier rows only."""
     user_k: int = Field(default=30, ge=1)
+    """Neighbours kept of a user."""
     user_min_similarity: float = Field(default=0.05, ge=0)
+    """Neighbours of a user that are less similar are left out."""
     user_min_common: int = Field(default=2, ge=1)
+    """Neighbours of a user with fewer items in common are left out."""
     user_shrinkage: float = Field(default=8.0, ge=0)
     """similarity = cosine * n / (n + shrinkage), n = number of common items."""
     user_diversity: float = Field(default=0.8, gt=0, le=1)
     """Lambda of maximal marginal relevance: 1 is pure similarity."""
     half_life_days: float = Field(default=180.0, gt=0)
+    """Days in which an interaction's weight for the similarity of users halves."""
 
     @model_validator(mode="after")
     def _bounds(self) -> SwingConfig:
