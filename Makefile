@@ -9,7 +9,7 @@ VENV := .venv/bin
 IN := $(VENV)/python -m pipelines.env
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop status test test-fast test-slow lint fmt clean
+.PHONY: help setup run stop status monitor test test-fast test-slow lint fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ stop: ## End what `make run` started, and nothing else
 status: ## Say what is up
 	@if [ -x $(VENV)/python ]; then $(VENV)/python -m pipelines.local status; \
 	else echo 'down: there is no .venv'; fi
+
+monitor: setup ## Start Prometheus on what is up, and say where its pages are
+	@$(VENV)/python -m pipelines.monitor up
 
 test: lint ## Run lint and the whole suite
 	@$(IN) python -m pytest $(ARGS)

@@ -16,6 +16,7 @@ def zipf(n_users: int, n_items: int, events: int, seed: int) -> tuple[np.ndarray
     popularity = (np.arange(n_items) + 10.0) ** -0.9
     users = np.repeat(np.arange(n_users), activity)
     drawn = np.searchsorted(np.cumsum(popularity / popularity.sum()), generator.random(len(users)))
-    pairs = np.unique(users * n_items + np.minimum(drawn, n_items - 1))
+    pairs = np.sort(users * n_items + np.minimum(drawn, n_items - 1))
+    pairs = pairs[np.append(True, np.diff(pairs) != 0)]
     names = generator.permutation(n_items)
     return (pairs // n_items).astype(np.int32), names[pairs % n_items].astype(np.int32)

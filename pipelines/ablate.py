@@ -80,13 +80,9 @@ def ablate(config: Config, run: Run, seeds: list[int], rows: list[str]) -> dict[
                 scored = len(facts.rows)
                 for rival, p in fitted(source, vectors, facts.rows, seed).items():
                     measured.setdefault(rival, []).append(metrics(source, facts.rows, p, p))
-    table = {
-        "split": "valid",
-        "rows": scored,
-        "seeds": seeds,
-        "variants": {name: spread(values) for name, values in measured.items()},
-    }
-    run.stage("ablation").write_json("ablation.json", finite(table))
+    variants = {name: spread(values) for name, values in measured.items()}
+    table = finite({"split": "valid", "rows": scored, "seeds": seeds, "variants": variants})
+    run.stage("ablation").write_json("ablation.json", table)
     return table
 
 

@@ -11,16 +11,17 @@ import numpy as np
 import polars as pl
 
 from ray_app.artifacts import Folder, Run
-from ray_app.bundle import MANIFEST
+from ray_app.bundle import MANIFEST, SYNTHESIS
 from ray_app.collab.features import Histories
 from ray_app.config import Config
-from ray_app.student.experts import GLOBAL, Clusters
+from ray_app.student.experts import GLOBAL
 
 
 def assemble(config: Config, run: Run, target: Path, moment: str, version: str) -> dict[str, Any]:
     """Write the bundle into `target` (see `ray_app.bundle` for its layout); its manifest comes last.
 
-    moment: name of a Swing snapshot; only interactions before its cut enter. Returns the manifest.
+    moment: name of a Swing snapshot; only interactions before its cut enter. Experts that did not beat the
+    global adapter (`student.publishing`) stay out. Returns the manifest.
     """
     prepare, swing, encode = (run.stage(name).local() for name in ("prepare", "swing", "encode"))
     student = run.stage("train").local() / "student"
@@ -36,9 +37,13 @@ def assemble(config: Config, run: Run, target: Path, moment: str, version: str) 
     shutil.copytree(swing / moment, target / "swing")
     for name in ("projector.pt", "clusters.npz", "calibration.json"):
         shutil.copy(student / name, target / name)
+    fitted = run.stage("reflect")
+    if fitted.exists(SYNTHESIS):
+        (target / SYNTHESIS).write_bytes(fitted.read(SYNTHESIS))
     if (student / "model").exists():
         shutil.copytree(student / "model", target / "model")
-    experts = Clusters.load(student / "clusters.npz").names
+    table = json.loads((student.parent / "experts.json").read_bytes())
+    experts = [row["expert"] for row in table if row["published"]]
     for name in (GLOBAL, *experts):
         shutil.copytree(student / "adapters" / name, target / "adapters" / f"{name}@{version}")
     times = pl.read_parquet(prepare / "interactions.parquet", columns=["timestamp"])["timestamp"]

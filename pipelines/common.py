@@ -13,6 +13,8 @@ from typing import Any
 from ray_app.artifacts import Run, StageSpec, execute, is_current
 from ray_app.config import Config, load
 from ray_app.errors import cli
+from ray_app.logs import about, tell
+from ray_app.telemetry import Telemetry
 
 STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
 """In the order they run."""
@@ -82,6 +84,18 @@ def run_stage(make_spec: MakeSpec, options: argparse.Namespace) -> None:
     """Run the stage as the options of `parser` say, and print its line."""
     config, run = open_run(options)
     spec = make_spec(config, run)
-    if options.force or not is_current(run, spec):
-        start_ray(config)
-    print(report_line(execute(run, spec, force=options.force)), flush=True)
+    make(spec, config, run, force=options.force)
+
+
+def make(spec: StageSpec, config: Config, run: Run, *, force: bool) -> None:
+    """Bring a stage up to date; tell what it cost, in the log and, if it had to run, in the metrics."""
+    with about(run=run.name, stage=spec.name):
+        if force or not is_current(run, spec):
+            tell(f"{spec.name} ...", event="started")
+            start_ray(config)
+        manifest = execute(run, spec, force=force)
+        skipped = manifest.get("skipped", False)
+        if not skipped:
+            Telemetry().stage(manifest)
+        facts = {key: manifest[key] for key in ("seconds", "cpu_seconds", "peak_memory_mb", "counts")}
+        tell(report_line(manifest), event="up to date" if skipped else "finished", **facts)

@@ -16,7 +16,7 @@ import httpx
 import yaml
 
 from pipelines.cluster import HOST, Cluster, api, free_port, save_state
-from pipelines.env import state_folder
+from pipelines.env import passed_on, state_folder
 from ray_app.artifacts import Folder
 from ray_app.config import Config
 from ray_app.errors import LaunchError
@@ -69,7 +69,7 @@ def deploy(
         # Serve restarts replicas only if their description changes: a new bundle in the same folder must.
         "runtime_env": {
             "working_dir": made_from["package"],
-            "env_vars": {"RATIONALE_BUNDLE": made_from["bundle"]},
+            "env_vars": {"RATIONALE_BUNDLE": made_from["bundle"]} | passed_on(),
         },
     }
     body = {

@@ -88,6 +88,17 @@ def environment(root: Path) -> dict[str, str]:
     return variables
 
 
+def passed_on() -> dict[str, str]:
+    """Of this process' environment, what a job or a deployment shall have as well."""
+    names = (
+        "RATIONALE_LOGS",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_TRACES_SAMPLER_ARG",
+    )
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def _without(folder: Path, path: str) -> str:
     return os.pathsep.join(part for part in path.split(os.pathsep) if part != str(folder))
 

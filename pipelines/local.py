@@ -27,23 +27,13 @@ from rich.markup import escape
 
 from pipelines import cluster as clusters
 from pipelines import deploy as service
+from pipelines import monitor
 from pipelines.common import open_run, parser
 from pipelines.env import ROOT, enter, state_folder
 from pipelines.setup import remove_stale_locks
-from pipelines.submit import pipeline_command, run_job
-from ray_app.config import Config
+from pipelines.submit import absolute_paths, pipeline_command, run_job
 from ray_app.errors import LaunchError, cli
 from ray_app.records import Recommendation
-
-PATH_KEYS = [
-    ("data", "path"),
-    ("data", "interactions"),
-    ("data", "items"),
-    ("data", "users"),
-    ("student", "base"),
-    ("evaluate", "bleurt"),
-]
-"""Config values that may be paths on this machine."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,16 +56,6 @@ class Steps:
         return f"{', '.join(parts)}; together {sum(self.seconds.values()):.1f} s"
 
 
-def absolute_paths(config: Config) -> list[str]:
-    """Overrides that make relative paths absolute: the job runs in another folder."""
-    values = {key: getattr(getattr(config, key[0]), key[1]) for key in PATH_KEYS}
-    return [
-        f"{section}.{key}={Path(value).expanduser().absolute()}"
-        for (section, key), value in values.items()
-        if value and "://" not in value and Path(value).expanduser().exists()
-    ]
-
-
 def up(options: argparse.Namespace) -> None:
     config, _ = open_run(options)
     options.set = [*options.set, *absolute_paths(config)]
@@ -93,7 +73,7 @@ def up(options: argparse.Namespace) -> None:
             more = ["--force"] if options.force else []
             command = pipeline_command(options.config, run.folder.uri, options.set, more)
             with open(state_folder(ROOT) / "pipeline.log", "w") as log:
-                package = run_job(ROOT, cluster, command, write=lambda text: _both(text, log))
+                package = run_job(ROOT, cluster.dashboard, command, write=lambda text: _both(text, log))
         clusters.save_state(ROOT, cluster)
         with steps.step("service", "one replica per agent, from the published bundle"):
             made_from = {
@@ -149,6 +129,8 @@ def _where(cluster: clusters.Cluster, run: str, steps: Steps) -> None:
 
 
 def down(_: argparse.Namespace) -> None:
+    if monitor.down(ROOT):
+        console.print("stopped: Prometheus")
     known = clusters.load_state(ROOT)
     if known is None:
         console.print("nothing to stop: no cluster of this checkout is recorded")
@@ -166,6 +148,8 @@ def status(_: argparse.Namespace) -> None:
         raise LaunchError(f"the recorded cluster at {known.address} does not answer: make stop, or make run")
     running = clusters.members(known)
     memory = sum(one.memory_info().rss for one in running if one.is_running()) / 2**30
+    if watching := monitor.load_state(ROOT):
+        console.print(f"metrics   {watching.url}/graph")
     console.print(f"cluster   up, {len(running)} processes, {memory:.1f} GB, dashboard {known.dashboard}")
     if known.serve_port is None:
         console.print("service   not deployed")

@@ -1,14 +1,19 @@
 """Rows of neighbours computed by Ray Data tasks and streamed to disk.
 
 The index is put into the object store once; every worker of a node maps the same pages. A task takes its
-share of the rows and returns their neighbours; blocks go to disk as they arrive, so neither the driver nor
+part of the rows and returns their neighbours; blocks go to disk as they arrive, so neither the driver nor
 the object store ever holds the whole table. A lost worker costs its tasks, which Ray runs again: they are
 pure functions of the index and the row numbers.
+
+Without a cap on users one popular item's row may be several tasks' worth. Such a row is cut into shares,
+whose sums the driver adds up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from ray_app.config import SwingConfig
+from ray_app.swing.items import ItemGraph, Share, item_rows, rows_of_sums, share_sums
 from ray_app.swing.spool import Spool
 from ray_app.swing.table import Rows
 
@@ -44,6 +51,58 @@ def parts(rows: int) -> int:
     return min(max(MIN_TASKS, TASKS_PER_CPU * cpus), max(1, rows // ROWS_PER_TASK))
 
 
+def stream_items(
+    spool: Spool,
+    graph: ItemGraph,
+    config: SwingConfig,
+    seed: int,
+    arrived: Callable[[int], Any] = lambda rows: None,
+) -> float:
+    """Fill the spool with the Swing rows of every item. Returns the `imbalance` of the tasks."""
+    n, cap = parts(graph.n_items), config.max_users_per_item
+    tasks = graph.split(n, cap)
+    stream(spool, partial(item_rows, config=config, seed=seed), graph, tasks, arrived)
+    loads = [spool.work[graph.item_ids[ranks]].sum() for ranks in tasks]
+    if cut := graph.split_shares(n, cap):
+        loads += _stream_hot(spool, graph, cut, config, seed, arrived)
+    return imbalance(loads)
+
+
+def _stream_hot(
+    spool: Spool,
+    graph: ItemGraph,
+    tasks: list[list[Share]],
+    config: SwingConfig,
+    seed: int,
+    arrived: Callable[[int], Any],
+) -> list[int]:
+    """Fill the spool with rows computed in shares; returns the steps of each task.
+
+    The driver holds 8 * n_items bytes for a share of a row that is not complete.
+    """
+    reference = ray.put((graph, tasks))
+
+    def work(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        shared, listed = ray.get(reference)
+        shares = [share for task in batch["item"] for share in listed[task]]
+        sums, steps = zip(*(share_sums(shared, share, config, seed=seed) for share in shares), strict=True)
+        return {"share": np.array(shares), "sums": np.stack(sums), "steps": np.array(steps)}
+
+    steps, waiting = {}, defaultdict(dict)
+    for batch in _tasks(len(tasks), work, "numpy").iter_batches(batch_size=None, batch_format="numpy"):
+        columns = (batch[name] for name in ("share", "sums", "steps"))
+        for (rank, number, shares), sums, taken in zip(*columns, strict=True):
+            steps[rank, number, shares] = int(taken)
+            waiting[rank][number] = sums
+            if len(waiting[rank]) == shares:
+                # in their order, not that of arrival: floating-point sums depend on it
+                row = np.sum([waiting[rank][at] for at in range(shares)], axis=0)
+                del waiting[rank]
+                spool.add(rows_of_sums(graph, np.array([rank], np.int32), row[None], config, seed=seed))
+                arrived(1)
+    return [sum(steps[share] for share in task) for task in tasks]
+
+
 def stream(
     spool: Spool,
     compute: Compute,
@@ -58,22 +117,24 @@ def stream(
     def work(batch: pa.Table) -> pa.Table:
         shared, listed = ray.get(reference)
         return pa.concat_tables(
-            [_to_arrow(compute(shared, listed[task])) for task in batch["task"].to_pylist()]
+            [_to_arrow(compute(shared, listed[task])) for task in batch["item"].to_pylist()]
         )
 
-    dataset = ray.data.from_items(
-        [{"task": number} for number in range(len(tasks))], override_num_blocks=len(tasks)
-    ).map_batches(work, batch_size=1, batch_format="pyarrow")
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in _tasks(len(tasks), work, "pyarrow").iter_batches(batch_size=None, batch_format="pyarrow"):
         rows = _from_arrow(table)
         spool.add(rows)
         arrived(len(rows.mains))
 
 
-def imbalance(work: np.ndarray, tasks: list[np.ndarray]) -> float:
-    """Cost of the costliest task over the mean, in kernel steps (int64[n]): the same on every machine."""
-    loads = np.array([work[task].sum() for task in tasks])
-    return round(float(loads.max() / loads.mean()), 3) if loads.any() else 1.0
+def imbalance(loads: Sequence[int]) -> float:
+    """Cost of the costliest task over the mean, in kernel steps: the same on every machine."""
+    return round(float(np.max(loads) / np.mean(loads)), 3) if np.any(loads) else 1.0
+
+
+def _tasks(n: int, work: Callable[[Any], Any], batch_format: str) -> ray.data.Dataset:
+    """What `work` makes of each of the numbers 0..n-1 (column `item`), one a task."""
+    numbers = ray.data.from_items(list(range(n)), override_num_blocks=n)
+    return numbers.map_batches(work, batch_size=1, batch_format=batch_format)
 
 
 def _to_arrow(rows: Rows) -> pa.Table:

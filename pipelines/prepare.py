@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import polars as pl
@@ -9,32 +10,56 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.common import stage_main
+from pipelines.publish import store_url
 from ray_app import records
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.config import Config, DataConfig
-from ray_app.data import sources, tables
+from ray_app.data import feedback, sources, tables
 from ray_app.data.clean import check_rejects, clean
 from ray_app.data.codes import encode
 from ray_app.data.split import SPLITS, check_split, time_split
 from ray_app.errors import DataError
+
+OWN = "own"
 
 
 def spec(config: Config, run: Run) -> StageSpec:
     """Writes interactions, items, users and rejects/* (schemas in `ray_app.records`)."""
     data = config.data
     # Paths do not matter, contents do: the hashes stand for them.
-    elsewhere = {"cache", "path", "interactions", "items", "users"}
+    elsewhere = {"cache", "path", "interactions", "items", "users", "store_feedback"}
+    inputs, collected = sources.content_hashes(data), feedback_of(config, run)
+    if collected is not None:
+        # Read once, so that what is hashed is what is taken in, whatever the service stores meanwhile.
+        text = collected.select(feedback.KEYS, "rating", "label").write_csv()
+        inputs["feedback"] = hashlib.sha256(text.encode()).hexdigest()
     return StageSpec(
         name="prepare",
-        body=lambda folder: prepare(data, folder),
+        body=lambda folder: prepare(data, folder, collected),
         keys=data.model_dump(exclude=elsewhere),
-        inputs=sources.content_hashes(data),
+        inputs=inputs,
     )
 
 
-def prepare(config: DataConfig, folder: Folder) -> dict[str, Any]:
+def feedback_of(config: Config, run: Run) -> pl.DataFrame | None:
+    """What the service collected, if the run is to learn from it. Its own store may not be there yet."""
+    url = config.data.store_feedback
+    if url is None:
+        return None
+    if url == OWN:
+        url = store_url(config, run)
+        file = feedback.sqlite_path(url)
+        if file is not None and not file.is_file():
+            return None
+    return feedback.read_feedback(url)
+
+
+def prepare(config: DataConfig, folder: Folder, collected: pl.DataFrame | None = None) -> dict[str, Any]:
     """Write the stage's files; returns its counts. Rejects are written before they can stop the run."""
     raw = sources.read(config, many=_read_with_ray)
+    from_source = raw.interactions.height
+    if collected is not None:
+        raw.interactions = feedback.joined(raw.interactions, collected)
     taken = clean(raw, config)
     for table, rejected in taken.rejects.items():
         _write(folder, f"rejects/{table}.parquet", rejected, records.REJECTS)
@@ -59,6 +84,7 @@ def prepare(config: DataConfig, folder: Folder) -> dict[str, Any]:
         "evaluated_on": "test" if sizes["test"] else "valid",
         "rejected": sum(rejected.height for rejected in taken.rejects.values()),
         "years_unread": taken.years_unread,
+        **({} if collected is None else {"feedback": raw.interactions.height - from_source}),
         "positive_share": round(interactions["label"].cast(pl.Float64).sum() / interactions.height, 4),
     }
 

@@ -18,11 +18,12 @@ import argparse
 import time
 from importlib import import_module
 
-from pipelines.common import STAGES, open_run, parser, report_line, start_ray
+from pipelines.common import STAGES, make, open_run, parser
 from pipelines.report import write_report
-from ray_app.artifacts import MANIFEST, Run, StageSpec, execute, is_current
+from ray_app.artifacts import MANIFEST, Run, StageSpec
 from ray_app.config import Config
 from ray_app.errors import ConfigError, cli
+from ray_app.logs import about, tell
 
 
 def chosen(first: str | None, last: str | None) -> list[str]:
@@ -45,14 +46,12 @@ def make_spec(name: str, config: Config, run: Run) -> StageSpec:
 def run_stages(names: list[str], config: Config, run: Run, *, force: bool = False) -> None:
     began = time.monotonic()
     for name in names:
-        spec = make_spec(name, config, run)
-        if force or not is_current(run, spec):
-            print(f"{name} ...", flush=True)
-            start_ray(config)
-        print(report_line(execute(run, spec, force=force)), flush=True)
-    if run.stage("evaluate").exists(MANIFEST):
-        print(f"report    {write_report(config, run)}", flush=True)
-    print(f"total     {time.monotonic() - began:7.1f} s  {run.folder.uri}", flush=True)
+        make(make_spec(name, config, run), config, run, force=force)
+    with about(run=run.name):
+        if run.stage("evaluate").exists(MANIFEST):
+            tell(f"report    {write_report(config, run)}", event="report")
+        seconds = time.monotonic() - began
+        tell(f"total     {seconds:7.1f} s  {run.folder.uri}", event="total", seconds=round(seconds, 2))
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -17,11 +17,11 @@ import ray.data
 
 from pipelines import swing_file
 from pipelines.common import parser, run_stage
-from pipelines.neighbours import imbalance, parts, stream
+from pipelines.neighbours import parts, stream, stream_items
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.config import Config
 from ray_app.errors import cli
-from ray_app.swing.items import ItemGraph, item_rows
+from ray_app.swing.items import ItemGraph
 from ray_app.swing.snapshots import FINAL, plan
 from ray_app.swing.spool import ITEM_COLUMNS, USER_COLUMNS, Spool
 from ray_app.swing.users import UserIndex, strengths, user_rows
@@ -79,9 +79,8 @@ def _snapshot(
     labels, timestamps = known["label"].to_numpy(), known["timestamp"].to_numpy()
     weights = {"strengths": strengths(labels), "timestamps": timestamps}
     graph = ItemGraph.build(users, items, n_users, n_items, config.swing, **weights)
-    tasks = graph.split(parts(n_items), config.swing.max_users_per_item)
     near = Spool(n_items)
-    stream(near, partial(item_rows, config=config.swing, seed=config.seed), graph, tasks)
+    balance = stream_items(near, graph, config.swing, config.seed)
     near.save(target.uri, "items")
 
     index = UserIndex.build(
@@ -97,10 +96,7 @@ def _snapshot(
         **weights,
     )
     index.save(target.uri, "users")
-    done = {
-        "item_pairs": near.pairs,
-        "task_imbalance": imbalance(near.work, [graph.item_ids[ranks] for ranks in tasks]),
-    }
+    done = {"item_pairs": near.pairs, "task_imbalance": balance}
     if with_tables:
         with target.replacing("items.parquet") as local:
             near.write_parquet(local, item_ids, ITEM_COLUMNS)

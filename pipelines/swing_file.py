@@ -26,7 +26,7 @@ from ray_app.artifacts import Folder, Meter
 from ray_app.config import Config, RayConfig, SwingConfig
 from ray_app.errors import ConfigError
 from ray_app.swing.files import COLUMNS, read
-from ray_app.swing.items import ItemGraph, item_rows
+from ray_app.swing.items import ItemGraph
 from ray_app.swing.spool import ITEM_COLUMNS, USER_COLUMNS, Spool
 from ray_app.swing.standalone import SEED, Events, parameters
 from ray_app.swing.users import user_rows
@@ -133,7 +133,7 @@ def compute(
     events: Events, graph: ItemGraph, config: SwingConfig, seed: int, folder: Folder
 ) -> dict[str, Any]:
     """Write both tables with Ray Data; returns the counts for the summary."""
-    from pipelines.neighbours import imbalance, parts, stream
+    from pipelines.neighbours import parts, stream, stream_items
 
     n_users, n_items = len(events.user_ids), len(events.item_ids)
     near, alike = Spool(n_items), Spool(n_users)
@@ -141,10 +141,7 @@ def compute(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         item_bar = progress.add_task("items", total=n_items)
         user_bar = progress.add_task("users", total=n_users)
-        tasks = graph.split(parts(n_items), config.max_users_per_item)
-        item_part = partial(item_rows, config=config, seed=seed)
-        stream(near, item_part, graph, tasks, partial(progress.advance, item_bar))
-        balance = imbalance(near.work, [graph.item_ids[ranks] for ranks in tasks])
+        balance = stream_items(near, graph, config, seed, partial(progress.advance, item_bar))
         index = events.index(config, seed)
         stream(alike, user_rows, index, index.split(parts(n_users)), partial(progress.advance, user_bar))
     with folder.replacing("items.parquet") as items, folder.replacing("users.parquet") as users:

@@ -32,8 +32,9 @@ from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt, rea
 from ray_app.records import Context, Trace
 from ray_app.student import calibration
 from ray_app.student.batching import check_lengths, sequence
-from ray_app.student.experts import GLOBAL, Clusters, choose, cluster_users
+from ray_app.student.experts import GLOBAL, Clusters, cluster_users, gate_logits
 from ray_app.student.phases import BOOTSTRAP, PROJECTOR, load_tokenizer
+from ray_app.student.publishing import worth_publishing
 from ray_app.student.tokens import NO, YES, train_tokenizer
 
 TOKENS = pa.schema(
@@ -281,10 +282,14 @@ def finish(
     vectors: np.ndarray,
 ) -> dict[str, Any]:
     """Calibrate every adapter on validation rows, through the gate that serves; gather the curves."""
-    valid = pl.read_parquet(run.stage("mix").path("valid.parquet"), columns=["row_id", "label"])
-    row_ids, labels = valid["row_id"].to_numpy(), valid["label"].to_numpy()
+    valid = pl.read_parquet(run.stage("mix").path("valid.parquet"), columns=["row_id", "label", "user"])
+    row_ids, labels, users = (valid[name].to_numpy() for name in ("row_id", "label", "user"))
     logits = {name: np.load(local / name / "valid_logits.npy") for name in (GLOBAL, *clusters.names)}
-    names, gated = gate_logits(config, clusters, np.asarray(vectors[row_ids]), logits)
+    known = np.asarray(vectors[row_ids])
+    members = np.bincount(of_user[of_user >= 0], minlength=len(clusters.names))
+    table = expert_table(clusters, members, known, users, labels, logits, config.seed)
+    published = {row["expert"] for row in table if row["published"]}
+    names, gated = gate_logits(known, clusters, published, config.serve.gate, logits)
     maps = calibration.fit_all(names, gated, labels)
     maps[GLOBAL] = calibration.fit(logits[GLOBAL], labels)
     folder = Folder(local)
@@ -292,12 +297,11 @@ def finish(
     folder.write_json("student/calibration.json", maps)
     curves = {name: json.loads((local / name / "done.json").read_bytes()) for name in phase_names(local)}
     folder.write_json("curves.json", curves)
-    assigned = clusters.assign(np.asarray(vectors[row_ids]))
-    members = np.bincount(of_user[of_user >= 0], minlength=len(clusters.names))
-    folder.write_json("experts.json", expert_table(clusters, members, assigned, labels, logits))
+    folder.write_json("experts.json", table)
     trained = [name for name in curves if name != GLOBAL]
     return {
         "experts": len(clusters.names),
+        "published": len(published),
         "silhouette": round(clusters.silhouette, 4),
         "trainable": curves[GLOBAL]["trainable"],
         "valid_auc": round(curves[GLOBAL]["valid_auc"], 5),
@@ -320,37 +324,29 @@ def lay_out(config: Config, local: Path, clusters: Clusters) -> None:
         clusters.save(file)
 
 
-def gate_logits(
-    config: Config, clusters: Clusters, users: np.ndarray, logits: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(chosen adapter name [n], blended logit [n]) of rows with user vectors [n, d]."""
-    names, gated = [], np.zeros(len(users))
-    published = set(clusters.names)
-    for at, user in enumerate(users):
-        choice = choose(user, clusters, published, config.serve.gate)
-        names.append(choice.name)
-        gated[at] = sum(weight * logits[name][at] for name, weight in choice.weights.items())
-    return np.array(names), gated
-
-
 def expert_table(
     clusters: Clusters,
     members: np.ndarray,
-    assigned: np.ndarray,
+    vectors: np.ndarray,
+    users: np.ndarray,
     labels: np.ndarray,
     logits: dict[str, np.ndarray],
+    seed: int,
 ) -> list[dict[str, Any]]:
-    """Each expert beside the global adapter on the validation rows of its cluster."""
-    table = []
+    """Each expert beside the global adapter on the validation rows of its cluster; `published` if it wins."""
+    assigned, table = clusters.assign(vectors), []
     for number, name in enumerate(clusters.names):
-        rows = assigned == number
+        at = assigned == number
+        gain = worth_publishing(labels[at], users[at], logits[name][at], logits[GLOBAL][at], seed).row()
         table.append(
             {
                 "expert": name,
                 "users": int(members[number]),
-                "valid_rows": int(rows.sum()),
-                "auc_expert": round(_auc(labels[rows], logits[name][rows]), 4),
-                "auc_global": round(_auc(labels[rows], logits[GLOBAL][rows]), 4),
+                "valid_users": gain.pop("users"),
+                "valid_rows": gain.pop("rows"),
+                "auc_expert": round(_auc(labels[at], logits[name][at]), 4),
+                "auc_global": round(_auc(labels[at], logits[GLOBAL][at]), 4),
+                **gain,
             }
         )
     return table

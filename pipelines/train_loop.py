@@ -28,8 +28,11 @@ from ray_app.config import Config, TrainConfig
 from ray_app.student.batching import Sequence, batches, collate, plan, sizes
 from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
 from ray_app.student.phases import BOOTSTRAP, Phase, build, load_tokenizer, phases, save
+from ray_app.telemetry import Telemetry
 
 DONE = "done.json"
+PLACE = "place"
+"""Name of the file in which a rank says what its checkpoint is of."""
 CURVE_POINTS = 6
 """Validation points per phase."""
 CURVE_ROWS = 500
@@ -123,7 +126,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
         dist_init_required=False,
     )[0]
     total = steps_of(rows, phase, config, world)
-    step, curve = restore(engine, phase, world)
+    step, curve = restore(engine, phase, rank, world)
     glance = data.valid[:: max(1, len(data.valid) // CURVE_ROWS)]
     saved = resumed = time.monotonic()
     tokens, seconds, recent = 0, 0.0, []
@@ -163,7 +166,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
             if rank == 0:
                 report_progress(phase, curve[-1])
         if step < total and due(saved, config.train.checkpoint_every_s, engine.device):
-            checkpoint(engine, phase, step, world, curve)
+            checkpoint(engine, phase, step, rank, world, curve)
             saved = time.monotonic()
     commit(phase, engine, folder, data, config, rank, curve, len(rows))
     ray.train.report({"phase": phase.name})
@@ -243,32 +246,59 @@ def due(saved: float, every_s: float, device: torch.device) -> bool:
     return bool(late)
 
 
-def checkpoint(engine: Any, phase: Phase, step: int, world: int, curve: list[dict[str, Any]]) -> None:
+def checkpoint(
+    engine: Any, phase: Phase, step: int, rank: int, world: int, curve: list[dict[str, Any]]
+) -> None:
     """Save the engine on every rank and hand the checkpoint to Ray Train (which waits for all ranks)."""
     import ray.train
 
     with tempfile.TemporaryDirectory() as local:
         state = {"phase": phase.name, "step": step, "world": world, "curve": curve}
         engine.save_checkpoint(local, tag="state", client_state=state, exclude_frozen_parameters=True)
-        Path(local, "phase.json").write_text(json.dumps(state))
+        Path(local, f"{PLACE}-{rank}.json").write_text(json.dumps(state | {"files": sizes_in(local)}))
         ray.train.report(
             {"phase": phase.name, "step": step}, checkpoint=ray.train.Checkpoint.from_directory(local)
         )
 
 
-def restore(engine: Any, phase: Phase, world: int) -> tuple[int, list[dict[str, Any]]]:
-    """(step, curve) to go on from."""
+def restore(engine: Any, phase: Phase, rank: int, world: int) -> tuple[int, list[dict[str, Any]]]:
+    """(step, curve) to go on from: the start of the phase if the checkpoint is of another or is damaged."""
     import ray.train
 
     last = ray.train.get_checkpoint()
     if last is None:
         return 0, []
     with last.as_directory() as local:
-        state = json.loads(Path(local, "phase.json").read_text())
-        if state["phase"] != phase.name or state["world"] != world:
+        state = whole(Path(local), rank, engine.device)
+        if state is None or state["phase"] != phase.name or state["world"] != world:
             return 0, []
         engine.load_checkpoint(local, tag="state", load_module_strict=False)
         return state["step"], state["curve"]
+
+
+def sizes_in(folder: str | Path) -> dict[str, int]:
+    """Bytes of every file in a checkpoint's folder, but for what `checkpoint` writes last."""
+    found = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in found if PLACE not in path.name}
+
+
+def whole(folder: Path, rank: int, device: torch.device) -> dict[str, Any] | None:
+    """What a rank's checkpoint says of itself; None, and a line that says so, if a file is cut off or gone.
+
+    Every rank looks at all files it knows of, and ranks agree: one damaged file stops the resume of all.
+    """
+    try:
+        state = json.loads((folder / f"{PLACE}-{rank}.json").read_bytes())
+        there = sizes_in(folder)
+        damaged = sorted(name for name, size in state["files"].items() if there.get(name) != size)
+    except (OSError, ValueError):
+        state, damaged = None, [f"{PLACE}-{rank}.json"]
+    fit = torch.tensor(int(not damaged), device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(fit, op=torch.distributed.ReduceOp.MIN)
+    if damaged:
+        print(f"train: the checkpoint's {damaged[0]} is damaged, the phase starts over", flush=True)
+    return state if int(fit) else None
 
 
 def commit(
@@ -314,6 +344,7 @@ def gathered(engine: Any, parameters: list[torch.nn.Parameter]) -> Any:
 
 
 def report_progress(phase: Phase, point: dict[str, Any]) -> None:
+    Telemetry().training(phase.name, point)
     print(
         f"train {phase.name}: step {point['step']}/{point['of']}  {point['seconds']:.0f} s  "
         f"{point['tokens_per_second']:,} tokens/s  loss answer {point['loss_answer']:.3f} "

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,8 +85,8 @@ class Folder:
                 self.fs.put_file(local, target)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        handle, local = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".partial-")
-        os.close(handle)
+        local = os.path.join(os.path.dirname(target), f".partial-{uuid.uuid4().hex}")
+        open(local, "xb").close()  # not mkstemp, whose files nobody but the owner may read
         try:
             yield local
             with open(local, "rb") as written:

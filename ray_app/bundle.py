@@ -2,7 +2,7 @@
 
     bundle.json         version, config, experts, and `cut`: the last timestamp it has seen
     model/              a bootstrapped base LM         adapters/<name>@<version>/   LoRA adapters
-    projector.pt        clusters.npz                   calibration.json
+    projector.pt        clusters.npz                   calibration.json    synthesis.json
     items.parquet       users.parquet                  histories.npz
     state.npz           latent.npy                     swing/   item neighbours and user index
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ray_app.agents.synthesis import DEFAULT, Weights
 from ray_app.artifacts import Folder
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
@@ -33,6 +34,15 @@ FILES = (
     "calibration.json",
 )  # fmt: skip
 """What `Bundle.open` reads beside the manifest and swing/."""
+
+
+SYNTHESIS = "synthesis.json"
+"""Not in a bundle that was published without stage `reflect`."""
+
+
+def synthesis_weights(folder: Folder) -> Weights:
+    """Weights of reflection's synthesis in a bundle's folder; `synthesis.DEFAULT` where none were fitted."""
+    return Weights(**folder.read_json(SYNTHESIS)) if folder.exists(SYNTHESIS) else DEFAULT
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Bundle:
     gatherer: Gatherer
     clusters: Clusters
     calibration: dict[str, tuple[float, float]]
+    synthesis: Weights
+    """Of a decision and its second looks."""
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -95,6 +107,7 @@ class Bundle:
                 name: (value[0], value[1])
                 for name, value in Folder(path).read_json("calibration.json").items()
             },
+            synthesis=synthesis_weights(Folder(path)),
         )
 
     @property

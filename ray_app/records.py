@@ -169,6 +169,18 @@ class Reflection(Record):
     rounds: int
 
 
+class Counterfactual(Record):
+    """What the decision would have been had the user never rated the items that its reasons cite; scored
+    again by the student, everything else as it was."""
+
+    evidence: list[str]
+    """Ids of the cited history."""
+    before: float
+    """p_yes of the first decision, which a reflection may have moved since."""
+    after: float
+    text: str
+
+
 class Explanation(Record):
     """Reasons as a person reads them; every sentence lists the evidence ids it leans on."""
 
@@ -179,6 +191,8 @@ class Explanation(Record):
     """The reasons agree with the decision."""
     rewritten: int = 0
     """Sentences that failed the check and were written anew from the evidence."""
+    counterfactual: Counterfactual | None = None
+    """Null where the decision hardly moves (`serve.counterfactual`), or for brief reasons."""
 
 
 class RecommendedItem(Record):
@@ -192,10 +206,82 @@ class RecommendedItem(Record):
     evidence: list[Evidence]
 
 
+class TrailStep(Record):
+    """One step of an agent."""
+
+    number: int
+    agent: str
+    work: str
+    """fetch, propose, assemble, decide, write, triggers, reconsider, synthesise, present, without or
+    rethink; estimate where the student was gone."""
+    began_ms: float
+    """Since the request came."""
+    ms: float | None
+    """How long it took; null while it is at work."""
+    facts: dict[str, int | float | str] = Field(default_factory=dict)
+
+
+class Candidate(Record):
+    """One item that was decided about, shown or not."""
+
+    item_id: str
+    title: str
+    interest: float
+    """Swing's candidate score."""
+    signals: dict[str, float]
+    """What it is made of: neighbours, favourites, trend."""
+    logit: float | None
+    p_yes: float | None
+    """Null where the student never decided."""
+    place: int | None
+    """In the answer, from 1."""
+
+
+class Look(Record):
+    """A decision made again: calibrated P(yes) without parts of the evidence, and by other adapters."""
+
+    without: dict[str, float]
+    segments: dict[str, float]
+
+
+class Shown(Record):
+    """What became of an item that was shown."""
+
+    item_id: str
+    before: float
+    """p_yes as first decided."""
+    after: float
+    triggers: list[str]
+    looks: list[Look]
+    """One a round of reflection."""
+    written: list[Step]
+    """The student's reasons as first written."""
+    written_again: list[Step] | None
+    """As written after reflection, where it had them written again."""
+    failed: list[Step]
+    """The student's sentences that failed the check."""
+    rewritten: int
+    """Sentences that were told from the evidence instead."""
+
+
+class Trail(Record):
+    """The whole way to an answer."""
+
+    steps: list[TrailStep]
+    candidates: list[Candidate]
+    """In Swing's order."""
+    expert: str
+    """The gate's choice; empty where the student never decided."""
+    gate: dict[str, float]
+    """The gate's weight of each expert."""
+    shown: list[Shown]
+
+
 class Recommendation(Record):
     """The answer to one request."""
 
     user_id: str
+    """Empty where the request named no user."""
     items: list[RecommendedItem]
     """Best first: by Swing's interest times the root of P(yes)."""
     degraded: bool = False
@@ -203,6 +289,8 @@ class Recommendation(Record):
     versions: dict[str, str]
     timings_ms: dict[str, float]
     """Milliseconds spent in each agent."""
+    trail: Trail | None = None
+    """With `detail` = `trail`."""
 
 
 _ITEM = pa.struct(

@@ -8,12 +8,14 @@ Ray keeps of a histogram what fell into which bucket: ask for quantiles, its sum
     telemetry = Telemetry()
     telemetry.answered("recommendations", recommendation)
 
-Ray is imported when the first value is observed. Outside a Ray session observing does nothing.
+Outside a Ray session observing does nothing, and Ray is not imported.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 from ray_app.records import Recommendation
@@ -68,7 +70,7 @@ METRICS = {
     "rationale_tokens": Metric(
         "counter", "Tokens read, found in the prefix cache, written.", {"kind": ("read", "cached", "written")}
     ),
-    "rationale_waiting": Metric("gauge", "Prompts waiting in the engine's queue."),
+    "rationale_waiting": Metric("gauge", "Prompts the student's engine was given and has not finished."),
     # pipeline
     "rationale_stage_seconds": Metric("gauge", "Wall seconds of the stage's last run.", {"stage": STAGES}),
     "rationale_stage_cpu_seconds": Metric("gauge", "CPU seconds of the stage's last run.", {"stage": STAGES}),
@@ -83,6 +85,18 @@ METRICS = {
     "rationale_train_loss": Metric("gauge", "Training loss.", {"phase": PHASES, "loss": ("answer", "text")}),
     "rationale_train_valid_auc": Metric("gauge", "AUC on validation rows.", {"phase": PHASES}),
 }  # fmt: skip
+SERVICE = (
+    "rationale_answers",
+    "rationale_refusals",
+    "rationale_items",
+    "rationale_doubts",
+    "rationale_reflections",
+    "rationale_sentences",
+    "rationale_feedback",
+)
+"""Counters of the ingress."""
+ENGINE = ("rationale_prompts", "rationale_tokens")
+"""Counters of the student's engine."""
 
 
 class Telemetry:
@@ -91,17 +105,34 @@ class Telemetry:
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
+    def appear(self, names: tuple[str, ...]) -> None:
+        """Have these counters' series begin at nothing.
+
+        Prometheus sees no increase in a series whose first value is 1: without this the first fault of a
+        process would raise no alert, and a share would have no value until both its parts had occurred.
+        """
+        for name in names:
+            labels = METRICS[name].labels
+            for values in product(*labels.values()):
+                # The least that Ray's counter takes; it is lost in the first real addition.
+                self.add(name, sys.float_info.min, **dict(zip(labels, values, strict=True)))
+
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Count; an amount of 0 counts nothing."""
-        if amount > 0:
-            self._metric(name).inc(amount, tags=bounded(name, labels))
+        tags = bounded(name, labels)
+        if amount > 0 and (metric := self._metric(name)):
+            metric.inc(amount, tags=tags)
 
     def set(self, name: str, number: float, **labels: str) -> None:
-        self._metric(name).set(number, tags=bounded(name, labels))
+        tags = bounded(name, labels)
+        if metric := self._metric(name):
+            metric.set(number, tags=tags)
 
     def spread(self, name: str, number: float, **labels: str) -> None:
         """Into a histogram."""
-        self._metric(name).observe(number, tags=bounded(name, labels))
+        tags = bounded(name, labels)
+        if metric := self._metric(name):
+            metric.observe(number, tags=tags)
 
     def answered(self, route: str, answer: Recommendation) -> None:
         """Everything that an answer tells about its making."""
@@ -143,6 +174,10 @@ class Telemetry:
         self.set("rationale_train_valid_auc", point["valid_auc"], phase=kind)
 
     def _metric(self, name: str) -> Any:
+        """Ray's metric of this name; None outside a session."""
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return None
         if name not in self._made:
             from ray.util import metrics
 

@@ -6,9 +6,12 @@ serve deploy configs/serve/production.yaml  (on a running cluster)
 
 from __future__ import annotations
 
+import os
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from ray_app import __version__
@@ -30,6 +33,7 @@ from serve.deployments import (
 )
 from serve.handles import call, team
 from serve.ingress import Front, make_api
+from serve.keys import Keys, check_hosts
 from serve.settings import Settings, settings
 
 SPARE = 32
@@ -55,6 +59,8 @@ class Ingress:
             "bundle": facts["version"],
             "adapters": ", ".join(["global", *facts["experts"]]),
         }
+        keys = Keys.of(os.environ)
+        check_hosts([listening()], keys)
         agents = team(retrieval, swing, reasoning, reflection, explanation)
         self._front = Front(
             orchestrator=Orchestrator(agents, settings.config.serve, versions),
@@ -67,6 +73,7 @@ class Ingress:
             healthy=call(reasoning, "healthy", EngineError),
             config=settings.config,
             versions=versions,
+            keys=keys,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -74,8 +81,18 @@ class Ingress:
 
 
 def build(args: dict[str, str]) -> Application:
-    """The application from the arguments `config`, `run` and optionally `bundle`, see `settings`."""
-    return application(settings(args), vllm_student)
+    """The application from the arguments `config`, `run` and optionally `bundle`, see `settings`.
+
+    Raises ConfigError where it would answer others than this machine without API keys.
+    """
+    found = settings(args)
+    check_hosts([found.config.serve.host], Keys.of(os.environ))
+    return application(found, vllm_student)
+
+
+def listening() -> str:
+    """The address that this cluster's proxies listen on: it may differ from `serve.host`."""
+    return _get_global_client().http_config.host or "127.0.0.1"
 
 
 def application(settings: Settings, make_student: MakeStudent) -> Application:

@@ -20,11 +20,12 @@ from ray_app.agents.reflection import ReflectionAgent
 from ray_app.agents.retrieval import DataRetrievalAgent
 from ray_app.agents.swing import SwingAgent
 from ray_app.artifacts import Folder
-from ray_app.bundle import Bundle
+from ray_app.bundle import Bundle, synthesis_weights
 from ray_app.config import EngineConfig, ServeConfig
 from ray_app.data.store import Store, UserSummary
 from ray_app.engines.student import StudentEngine
 from ray_app.records import Explanation, Interaction, Item, Verdict
+from ray_app.tracing import traced
 from serve.settings import Settings
 
 MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
@@ -36,15 +37,19 @@ REASONING_CPUS = 0.5
 UPSCALE_S, DOWNSCALE_S = 10.0, 300.0
 
 
+@traced
 class Retrieval:
     def __init__(self, settings: Settings):
         self._agent = DataRetrievalAgent(open_bundle(settings), Store(settings.store))
 
-    async def fetch(self, user_id: str, item_id: str | None) -> UserView:
-        return await self._agent.fetch(user_id, item_id)
+    async def fetch(self, user_id: str | None, item_id: str | None, opinions: dict[str, int]) -> UserView:
+        return await self._agent.fetch(user_id, item_id, opinions)
 
     async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
         return await self._agent.assemble(view, proposal)
+
+    async def without(self, view: UserView, items: list[str], left_out: list[list[str]]) -> Dossier:
+        return await self._agent.without(view, items, left_out)
 
     async def profile(self, user_id: str, limit: int) -> Profile:
         return await self._agent.profile(user_id, limit)
@@ -65,6 +70,7 @@ class Retrieval:
         return await self._agent.version()
 
 
+@traced
 class Swing:
     def __init__(self, settings: Settings):
         self._agent = SwingAgent(open_bundle(settings))
@@ -76,6 +82,7 @@ class Swing:
         return await self._agent.estimate(dossier)
 
 
+@traced
 class Reasoning:
     def __init__(self, settings: Settings, make_student: MakeStudent):
         bundle = open_bundle(settings)
@@ -90,6 +97,9 @@ class Reasoning:
     async def reconsider(self, dossier: Dossier, round: int) -> list[SecondLook]:
         return await self._agent.reconsider(dossier, round)
 
+    async def rethink(self, dossier: Dossier, others: Dossier) -> list[float]:
+        return await self._agent.rethink(dossier, others)
+
     async def healthy(self) -> None:
         await self._agent.healthy()
 
@@ -98,9 +108,10 @@ class Reasoning:
         await asyncio.wait_for(self._agent.healthy(), HEALTH_S)
 
 
+@traced
 class Reflection:
     def __init__(self, settings: Settings):
-        self._agent = ReflectionAgent(settings.config.serve)
+        self._agent = ReflectionAgent(settings.config.serve, synthesis_weights(Folder(settings.bundle)))
 
     async def triggers(self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool) -> list[list[str]]:
         return await self._agent.triggers(dossier, verdicts, high_stakes)
@@ -115,6 +126,7 @@ class Reflection:
         return await self._agent.synthesise(dossier, verdicts, triggers, looks)
 
 
+@traced
 class Explaining:
     def __init__(self):
         self._agent = ExplanationAgent()

@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from ray_app import tracing
 from ray_app.agents.interface import Team
 from ray_app.errors import EngineError, OverloadedError, RationaleError
 
@@ -24,8 +25,12 @@ def call(handle: DeploymentHandle, method: str, gone: type[RationaleError]) -> C
     remote = getattr(handle, method)
 
     async def called(*args: Any) -> Any:
+        with tracing.hop(f"{handle.deployment_name}.{method}") as carrier:
+            return await answered(*args, **({"carrier": carrier} if carrier else {}))
+
+    async def answered(*args: Any, **more: Any) -> Any:
         try:
-            return await remote.remote(*args)
+            return await remote.remote(*args, **more)
         except BackPressureError as error:
             raise OverloadedError(
                 f"{handle.deployment_name} has a full queue: send the request again"
@@ -59,4 +64,6 @@ def team(
         triggers=call(reflection, "triggers", OverloadedError),
         synthesise=call(reflection, "synthesise", OverloadedError),
         present=call(explanation, "present", OverloadedError),
+        without=call(retrieval, "without", OverloadedError),
+        rethink=call(reasoning, "rethink", EngineError),
     )

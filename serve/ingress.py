@@ -1,7 +1,8 @@
 """The HTTP API and the page, over an orchestrator: FastAPI without Ray.
 
-POST /v1/recommendations   {user_id, k, detail, high_stakes}
-POST /v1/explanations      {user_id, item_id, detail, high_stakes}
+POST /v1/recommendations   {user_id, liked, disliked, k, detail, high_stakes}
+POST /v1/explanations      {user_id, liked, disliked, item_id, detail, high_stakes}
+                           Accept: text/event-stream streams the agents' steps (`serve.events`)
 POST /v1/interactions      {user_id, item_id, rating | label, timestamp, event, key}
 GET  /v1/users  /v1/users/{id}  /v1/items  /v1/items/{id}
 GET  /healthz  /readyz  /openapi.json  /docs  /
@@ -18,20 +19,30 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from ray_app.agents.interface import Detail, Profile
-from ray_app.agents.orchestrator import Orchestrator
+from ray_app.agents.interface import Asked, Profile
+from ray_app.agents.orchestrator import Orchestrator, Question
+from ray_app.agents.trail import Watch
 from ray_app.config import Config
 from ray_app.data.store import UserSummary
 from ray_app.errors import RationaleError
 from ray_app.records import Interaction, Item, Recommendation
+from ray_app.telemetry import SERVICE, Telemetry
+from serve.events import EVENTS, stream, wants_events
+from serve.keys import Keys
 from serve.limits import Limits
 from serve.problems import InvalidRequestError, install, problem
 
 PAGE = Path(__file__).parent / "page"
 READY_S = 4.0
+MAX_OPINIONS = 100
+"""Liked and disliked items that a request may name, each."""
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {EVENTS: {"schema": {"type": "string", "description": "step, answer, problem"}}}}
+}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -45,20 +56,38 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class RecommendationRequest(Request):
-    user_id: Id
-    k: int = Field(5, ge=1, strict=True)
-    """How many; at most serve.max_k."""
-    detail: Detail = "standard"
+class Asking(Request):
+    """Who asks: a user, or anybody who names some items."""
+
+    user_id: Id | None = None
+    """A known user; or none, or an unknown one, with `liked` or `disliked`."""
+    liked: list[Id] = Field([], max_length=MAX_OPINIONS)
+    """Items to take as liked just now. They are not stored."""
+    disliked: list[Id] = Field([], max_length=MAX_OPINIONS)
+    detail: Asked = "standard"
     high_stakes: bool = False
     """Doubt every decision, however sure."""
 
+    @model_validator(mode="after")
+    def _somebody(self) -> Asking:
+        if self.user_id is None and not self.opinions:
+            raise ValueError("give a user_id, or item ids as liked or disliked")
+        if both := sorted(set(self.liked) & set(self.disliked)):
+            raise ValueError(f"item {both[0]!r} is liked and disliked: leave one out")
+        return self
 
-class ExplanationRequest(Request):
-    user_id: Id
+    @property
+    def opinions(self) -> dict[str, int]:
+        return dict.fromkeys(self.liked, 1) | dict.fromkeys(self.disliked, 0)
+
+
+class RecommendationRequest(Asking):
+    k: int = Field(5, ge=1, strict=True)
+    """How many; at most serve.max_k."""
+
+
+class ExplanationRequest(Asking):
     item_id: Id
-    detail: Detail = "standard"
-    high_stakes: bool = False
 
 
 class InteractionRequest(Request):
@@ -114,6 +143,8 @@ class Front:
     healthy: Callable[[], Awaitable[None]]
     config: Config
     versions: dict[str, str]
+    keys: Keys | None = None
+    """None: whoever reaches the port may ask."""
 
 
 def make_api(front: Front) -> FastAPI:
@@ -123,29 +154,52 @@ def make_api(front: Front) -> FastAPI:
         status: {"description": text, "content": {"application/problem+json": {}}}
         for status, text in {
             400: "not JSON",
+            401: "no API key, or not a known one",
+            403: "the key does not allow it",
             404: "unknown id",
             422: "unusable value",
+            429: "too many requests with this key",
             503: "overloaded",
             504: "late",
         }.items()
     }
     api = FastAPI(title="Rationale", version=front.versions["rationale"], responses=problems)
     install(api)
-    api.add_middleware(Limits, at_once=serve.max_ongoing + serve.max_queued)
+    telemetry, at_once = Telemetry(), serve.max_ongoing + serve.max_queued
+    telemetry.appear(SERVICE)
+    api.add_middleware(Limits, at_once=at_once, telemetry=telemetry, keys=front.keys)
 
-    @api.post("/v1/recommendations")
-    async def recommendations(request: RecommendationRequest) -> Recommendation:
+    async def answer(route: str, question: Question, http: HttpRequest) -> Any:
+        async def work(watch: Watch | None = None) -> Recommendation:
+            found = await front.orchestrator.answer(question, watch)
+            telemetry.answered(route, found)
+            return found
+
+        return await (stream(work) if wants_events(http.headers.get("accept")) else work())
+
+    @api.post("/v1/recommendations", response_model=Recommendation, responses=STREAMS)
+    async def recommendations(request: RecommendationRequest, http: HttpRequest) -> Any:
         if request.k > serve.max_k:
             raise InvalidRequestError(f"k: {request.k} is out of range: ask for 1 to {serve.max_k}")
-        return await front.orchestrator.recommend(
-            request.user_id, request.k, request.detail, request.high_stakes
+        question = Question(
+            user_id=request.user_id,
+            k=request.k,
+            detail=request.detail,
+            high_stakes=request.high_stakes,
+            opinions=request.opinions,
         )
+        return await answer("recommendations", question, http)
 
-    @api.post("/v1/explanations")
-    async def explanations(request: ExplanationRequest) -> Recommendation:
-        return await front.orchestrator.explain(
-            request.user_id, request.item_id, request.detail, request.high_stakes
+    @api.post("/v1/explanations", response_model=Recommendation, responses=STREAMS)
+    async def explanations(request: ExplanationRequest, http: HttpRequest) -> Any:
+        question = Question(
+            user_id=request.user_id,
+            item_id=request.item_id,
+            detail=request.detail,
+            high_stakes=request.high_stakes,
+            opinions=request.opinions,
         )
+        return await answer("explanations", question, http)
 
     @api.post("/v1/interactions", status_code=201, responses={200: {"model": InteractionReceipt}})
     async def interactions(
@@ -165,6 +219,7 @@ def make_api(front: Front) -> FastAPI:
             label=int(label or 0),
         )
         stored = await front.record(interaction, request.event, request.key or idempotency_key)
+        telemetry.add("rationale_feedback", outcome="stored" if stored else "known")
         response.status_code = 201 if stored else 200
         return InteractionReceipt(stored=stored, interaction=interaction)
 
@@ -210,4 +265,17 @@ def make_api(front: Front) -> FastAPI:
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     api.mount("/page", StaticFiles(directory=PAGE))
+    api.openapi = lambda: _described(api)
     return api
+
+
+def _described(api: FastAPI) -> dict[str, Any]:
+    """The description, with the two ways to send a key, which a service on loopback may not want."""
+    if api.openapi_schema is None:
+        found = FastAPI.openapi(api)
+        found["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        found["security"] = [{}, {"bearer": []}, {"key": []}]
+    return api.openapi_schema or {}

@@ -1,24 +1,42 @@
-"""What stands before the routes: a request id, a limit on bodies, a limit on requests at work."""
+"""What stands before the routes: a request id, API keys, a limit on bodies, a limit on requests at work.
+
+Here every request to /v1 comes in and every answer goes out, so here they are counted, traced and, with
+RATIONALE_LOGS=json, logged: route, status and milliseconds, not the ids that a path or a body names.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ray_app import tracing
+from ray_app.telemetry import OTHER, ROUTES, Telemetry
+from serve.keys import Door, Keys, Refused
 from serve.problems import problem
 
 MAX_BODY = 64 * 1024
+FAILED = 500
+access = logging.getLogger("rationale.access")
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+VERSION = "/v1/"
+TRACE = ("traceparent", "tracestate")
+WRITES = "interactions"
+"""The route that a key which may only read does not open."""
 
 
 class Limits:
-    """ASGI middleware. More than `at_once` requests to /v1 are refused at once, with Retry-After."""
+    """ASGI middleware. More than `at_once` requests to /v1 are refused at once, with Retry-After; with
+    `keys`, so is whoever brings none, or asks too much with theirs."""
 
-    def __init__(self, app: ASGIApp, at_once: int):
+    def __init__(self, app: ASGIApp, at_once: int, telemetry: Telemetry, keys: Keys | None = None):
         self._app = app
         self._at_once = at_once
+        self._telemetry = telemetry
+        self._door = Door(keys) if keys else None
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,25 +45,77 @@ class Limits:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         name = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        # An exception that no handler knows is answered outside of here.
+        status = FAILED
 
         async def send_named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await send(message)
 
+        if not scope["path"].startswith(VERSION):
+            return await self._limited(scope, headers, receive, send_named)
+        began, route = time.monotonic(), _route(scope["path"])
+        context = {key: headers[key.encode()].decode("latin-1") for key in TRACE if key.encode() in headers}
+        with tracing.request(f"{scope['method']} {VERSION}{route}", name.decode(), context) as span:
+            try:
+                return await self._admitted(scope, headers, receive, send_named)
+            finally:
+                span.set_attribute("http.response.status_code", status)
+                if status >= 400:
+                    self._telemetry.add("rationale_refusals", route=route, status=str(status))
+                facts = {
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "ms": round(1000 * (time.monotonic() - began), 2),
+                }
+                access.info("answered", extra={"facts": facts})
+
+    async def _admitted(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send_named: Send
+    ) -> None:
+        if self._door is None:
+            return await self._limited(scope, headers, receive, send_named)
+        try:
+            key = self._door.enter(headers, writes=_route(scope["path"]) == WRITES)
+        except Refused as refused:
+            refusal = problem(refused.status, refused.detail, refused.retry_s)
+            return await refusal(scope, receive, send_named)
+        try:
+            return await self._limited(scope, headers, receive, send_named)
+        finally:
+            self._door.leave(key)
+
+    async def _limited(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send_named: Send
+    ) -> None:
         body = await _body(headers, receive)
         if body is None:
             refusal = problem(413, f"the body is larger than {MAX_BODY} bytes: send less")
             return await refusal(scope, receive, send_named)
-        limited = scope["path"].startswith("/v1/")
+        limited = scope["path"].startswith(VERSION)
         if limited and self._working >= self._at_once:
             refusal = problem(503, f"{self._working} requests are at work: send it again in a moment")
             return await refusal(scope, receive, send_named)
-        self._working += limited
+        self._count(limited)
         try:
             return await self._app(scope, _replayed(body, receive), send_named)
         finally:
-            self._working -= limited
+            self._count(-limited)
+
+    def _count(self, more: int) -> None:
+        self._working += more
+        if more:
+            self._telemetry.set("rationale_at_work", self._working)
+
+
+def _route(path: str) -> str:
+    """The part after /v1/, without ids; `other` for what is no route."""
+    name = path.removeprefix(VERSION).partition("/")[0]
+    return name if name in ROUTES else OTHER
 
 
 async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes | None:

@@ -17,14 +17,20 @@ RETRY_S = 1
 VALUE_CHARS = 80
 TITLES = {
     400: "The body cannot be read",
+    401: "Who is asking?",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     413: "The body is too large",
     422: "The request cannot be used",
+    429: "Too many requests",
     500: "Internal error",
     503: "Not available just now",
     504: "Too late",
 }
+STATUSES = ((NotFoundError, 404), (DataError, 422), (OverloadedError, 503), (EngineError, 503))
+LATE = "no answer within serve.deadline_s: ask for fewer items, or again later"
+FAILED = "the service failed on this request: its log says why"
 logger = logging.getLogger("rationale.ingress")
 
 
@@ -32,23 +38,35 @@ class InvalidRequestError(DataError):
     """A value of a request that its schema alone cannot judge."""
 
 
-def problem(status: int, detail: str, **more: Any) -> Response:
-    """The response; 503 tells when to come back."""
+def body_of(status: int, detail: str, **more: Any) -> dict[str, Any]:
     title = TITLES.get(status, "The request failed")
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
-    headers = {"Retry-After": str(RETRY_S)} if status == 503 else {}
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """What a response to this error of an agent would hold, for where it is too late for a status."""
+    if isinstance(error, TimeoutError):
+        return body_of(504, LATE)
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            return body_of(status, str(error))
+    logger.error("an answer that was being streamed failed", exc_info=error)
+    return body_of(500, FAILED)
+
+
+def problem(status: int, detail: str, retry_s: int = RETRY_S, **more: Any) -> Response:
+    """The response; 429 and 503 tell when to come back, 401 how to say who asks."""
+    body = body_of(status, detail, **more)
+    headers = {"Retry-After": str(retry_s)} if status in (429, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     # ASCII: a value that is quoted back may hold what UTF-8 cannot.
     return Response(json.dumps(body), status, headers, media_type="application/problem+json")
 
 
 def install(api: FastAPI) -> None:
     """Have every error of the API answered as a problem."""
-    for kind, status in (
-        (NotFoundError, 404),
-        (DataError, 422),
-        (OverloadedError, 503),
-        (EngineError, 503),
-    ):
+    for kind, status in STATUSES:
         api.add_exception_handler(kind, _answering(status))
     api.add_exception_handler(TimeoutError, _late)
     api.add_exception_handler(RequestValidationError, _invalid)
@@ -64,7 +82,7 @@ def _answering(status: int) -> Any:
 
 
 async def _late(_: Request, __: Exception) -> Response:
-    return problem(504, "no answer within serve.deadline_s: ask for fewer items, or again later")
+    return problem(504, LATE)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -98,7 +116,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(500, "the service failed on this request: its log says why")
+    return problem(500, FAILED)
 
 
 def _short(value: Any) -> str:

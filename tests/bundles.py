@@ -144,7 +144,7 @@ def _write(
     Folder(folder).write_json(MANIFEST, facts)
 
 
-_LINE = re.compile(r"^ \[(e\d+)\] (history|neighbour|peers|crowd)(.*)$", re.MULTILINE)
+_LINE = re.compile(r"^ \( \[(e\d+)\] (\w+) (.*) \)$", re.MULTILINE)
 _OFFSETS = {"global": 0.0, "expert-0": 0.4, "expert-1": -0.4, "expert-2": 0.2}
 
 
@@ -198,4 +198,5 @@ class LinearStudent:
         subject = {"history": "The user", "neighbour": "Similar users"}.get(kind)
         sentence = f"{subject} {verb} [{name}]" if subject else f"The target was {verb} by others [{name}]"
         would = "would" if yes else "would not"
-        return f" ( [{name}] ) {sentence}, so overall the user {would} like it. ( {'Yes' if yes else 'No'} )"
+        answer = "Yes" if yes else "No"
+        return f" ( [{name}] ) {sentence}. ( {answer} ) So overall the user {would} like it."

@@ -27,7 +27,7 @@ def make_front(bundle: Bundle, student: StudentEngine, **changed: object) -> Fro
     """The front of plain agents on a bundle; `changed` replaces collaborators of the team by name."""
     serve = bundle.config.serve
     retrieval, swing = DataRetrievalAgent(bundle, Store(store_url(bundle.path))), SwingAgent(bundle)
-    reasoning, reflection = ReasoningAgent(bundle, student), ReflectionAgent(serve)
+    reasoning, reflection = ReasoningAgent(bundle, student), ReflectionAgent(serve, bundle.synthesis)
     team = {
         "fetch": retrieval.fetch,
         "propose": swing.propose,
@@ -39,6 +39,8 @@ def make_front(bundle: Bundle, student: StudentEngine, **changed: object) -> Fro
         "triggers": reflection.triggers,
         "synthesise": reflection.synthesise,
         "present": ExplanationAgent().present,
+        "without": retrieval.without,
+        "rethink": reasoning.rethink,
     }
     versions = {"rationale": "test", "bundle": bundle.version}
     return Front(

@@ -7,15 +7,13 @@ leaves, the same program decides whether the reasons lead to the decision.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ray_app.agents.interface import Detail, Dossier
 from ray_app.agents.wording import fact, shown
 from ray_app.engines.evidence import sentence, usable, weigh
 from ray_app.engines.phrases import STYLES
 from ray_app.prompts.parse import Parsed, to_step
 from ray_app.records import Context, Evidence, Explanation, Step, Verdict
-from ray_app.teacher.verification import check, conclusion, step_problem
+from ray_app.teacher.verification import bare, check, conclusion, step_problem
 
 SENTENCES = {"brief": 1, "standard": 3, "detailed": 8}
 STYLE = STYLES["plain"]
@@ -42,8 +40,13 @@ def explain(context: Context, verdict: Verdict, detail: Detail) -> Explanation:
         )
         alone = Step(text=text, citations=[])
         return Explanation(text=text, detail=detail, sentences=[alone], coherent=True)
-    held, rewritten = _held(context, verdict.reasoning, answer)
-    steps = _concluded(_selected(held, context, answer, SENTENCES[detail]), context, answer)
+    reasons, close = _parted(verdict.reasoning, context, answer)
+    held, rewritten = _held(context, reasons, answer)
+    selected = _selected(held, context, answer, SENTENCES[detail])
+    if close and detail != "brief" and any(_supports(step, context, answer) for step in selected):
+        steps = [*selected, close]
+    else:
+        steps = _concluded(selected, context, answer)
     sentences = [Step(text=shown(step.text, context), citations=step.citations) for step in steps]
     text = " ".join(step.text for step in sentences)
     if detail == "detailed":
@@ -53,6 +56,13 @@ def explain(context: Context, verdict: Verdict, detail: Detail) -> Explanation:
     return Explanation(text=text, detail=detail, sentences=sentences, coherent=coherent, rewritten=rewritten)
 
 
+def _parted(steps: list[Step], context: Context, answer: bool) -> tuple[list[Step], Step | None]:
+    """The reasons, and the bare conclusion after them if it is the decision's."""
+    if not bare(steps[-1:], context):
+        return steps, None
+    return steps[:-1], steps[-1] if conclusion(steps) == answer else None
+
+
 def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[Step], int]:
     """Steps that all hold, each on evidence of its own, and how many were written anew.
 
@@ -60,8 +70,7 @@ def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[S
     step uses. A step that repeats another's evidence goes. Without steps, the strongest for the decision
     and the strongest against it are told.
     """
-    rng = np.random.default_rng(0)
-    strengths = weigh(context, 0.0, rng)
+    strengths = weigh(context)
     # People know their own ratings best, so those come before what others think.
     ranked = sorted(usable(context), key=lambda entry: (entry.kind != "history", -strengths[entry.id]))
     ranked.sort(key=lambda entry: (entry.sign > 0) != answer)
@@ -71,7 +80,7 @@ def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[S
         another = [entry for entry in supporting if entry.kind != supporting[0].kind] or supporting[1:]
         # The contrast stands before the last, so that the last can conclude.
         chosen = [*supporting[:1], *against[:1], *another[:1]]
-        return [_written(entry, answer, rng, at == 0) for at, entry in enumerate(chosen)], len(chosen)
+        return [_written(entry, answer, at == 0) for at, entry in enumerate(chosen)], len(chosen)
     used: set[str] = set()
     steps: list[Step] = []
     rewritten = 0
@@ -85,7 +94,7 @@ def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[S
         spare = [entry for entry in ranked if entry.id not in used]
         rewritten += 1
         if entry := next(iter([*own, *spare]), None):
-            steps.append(_written(entry, answer, rng, not steps))
+            steps.append(_written(entry, answer, not steps))
             used.add(entry.id)
     return steps, rewritten
 
@@ -96,9 +105,10 @@ def holds(step: Step, context: Context, answer: bool) -> bool:
     return not step_problem(step, context) and (forecast is None or forecast == answer)
 
 
-def _written(entry: Evidence, answer: bool, rng: np.random.Generator, first: bool) -> Step:
+def _written(entry: Evidence, answer: bool, first: bool) -> Step:
     """A true step; the first has nothing before it that it could contrast with."""
-    return to_step(sentence(entry, STYLE, first or (entry.sign > 0) == answer, rng))
+    supports = (entry.sign > 0) == answer
+    return to_step(sentence(entry, STYLE, "" if first or supports else STYLE.against[0]))
 
 
 def _selected(steps: list[Step], context: Context, answer: bool, limit: int) -> list[Step]:

@@ -2,6 +2,7 @@
 
     fetch -> UserView -> propose -> Proposal -> assemble -> Dossier -> decide, write -> Verdicts
           -> review -> Reviews (reconsider -> SecondLook) -> present -> Explanations
+          -> without -> Dossier -> rethink -> P(yes)
 
 All of it can be pickled, so an agent may live in this process or behind a Serve handle.
 """
@@ -9,7 +10,7 @@ All of it can be pickled, so an agent may live in this process or behind a Serve
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from ray_app.records import Context, Explanation, Item, Record, Reflection, User
 
 Detail = Literal["brief", "standard", "detailed"]
 DETAILS: tuple[Detail, ...] = ("brief", "standard", "detailed")
+Asked = Literal["brief", "standard", "detailed", "trail"]
+"""What a request may ask for: `trail` is `detailed` and the whole way to the answer."""
 
 
 class Rated(Record):
@@ -55,9 +58,13 @@ class UserView:
 
     def about(self, target: int) -> UserView:
         """The view for a question about one item: what the user's own rating of it says is left out."""
-        others = self.history.items != target
+        return replace(self.without([target]), target=target)
+
+    def without(self, items: list[int]) -> UserView:
+        """The view of somebody who never rated these items; the like rate stays."""
+        others = ~np.isin(self.history.items, items)
         arrays = (getattr(self.history, name)[others] for name in History.__dataclass_fields__)
-        return replace(self, history=History(*arrays), target=target)
+        return replace(self, history=History(*arrays))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Proposal:
     """int32 [n] codes"""
     scores: np.ndarray
     """float32 [n]"""
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    """float32 [n] each: what the scores are made of."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,15 @@ class Dossier:
         """The part about the items at these places."""
         vectors = {name: values[places] for name, values in self.vectors.items()}
         return Dossier([self.contexts[at] for at in places], vectors)
+
+    @staticmethod
+    def joined(parts: list[Dossier]) -> Dossier:
+        """All items of some dossiers, of which there is at least one."""
+        contexts = [context for part in parts for context in part.contexts]
+        names = parts[0].vectors
+        return Dossier(
+            contexts, {name: np.concatenate([part.vectors[name] for part in parts]) for name in names}
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +129,8 @@ class Review:
 class Team:
     """The collaborators as async callables: methods of plain agents, or Serve handles."""
 
-    fetch: Callable[[str, str | None], Awaitable[UserView]]
-    """User id, id of the only item asked about."""
+    fetch: Callable[[str | None, str | None, dict[str, int]], Awaitable[UserView]]
+    """User id, id of the only item asked about, opinions the request brings along: item id -> 0 or 1."""
     propose: Callable[[UserView, int], Awaitable[Proposal]]
     """View, number of candidates."""
     assemble: Callable[[UserView, Proposal], Awaitable[Dossier]]
@@ -130,3 +148,7 @@ class Team:
     ]
     """Dossier, verdicts, triggers, second looks of all rounds per item."""
     present: Callable[[Dossier, list[Verdict], Detail], Awaitable[list[Explanation]]]
+    without: Callable[[UserView, list[str], list[list[str]]], Awaitable[Dossier]]
+    """View, items, per item the rated items to forget: what would be known of each then."""
+    rethink: Callable[[Dossier, Dossier], Awaitable[list[float]]]
+    """Dossier, what would be known otherwise: calibrated P(yes) of that by the adapters of the first."""

@@ -2,6 +2,7 @@
 
     retrieval -> swing -> retrieval (contexts) -> reasoning: decide about all, write about the best k
       -> reflection <-> reasoning, for what is in doubt -> explanation
+      -> retrieval, reasoning: what each would be without the ratings that its reasons cite
 
 If the student's engine dies before it has decided, Swing's order and plain rates answer; if it dies
 later, its decisions stay. Either way reasons are written from the evidence, and the answer says so.
@@ -10,19 +11,21 @@ later, its decisions stay. Either way reasons are written from the evidence, and
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ray_app.agents.interface import Detail, Dossier, Review, SecondLook, Team
+from ray_app.agents.counterfactual import cited_history, counterfactual, told
+from ray_app.agents.interface import Asked, Detail, Dossier, Proposal, Review, SecondLook, Team, UserView
+from ray_app.agents.trail import Walk, Watch, spread
 from ray_app.config import ServeConfig
 from ray_app.errors import EngineError
-from ray_app.records import Recommendation, RecommendedItem, Verdict
+from ray_app.records import Explanation, Recommendation, RecommendedItem, Verdict
 
 HURRY = 0.5
-"""Reflection takes no further round once this share of the deadline has gone by."""
+"""Reflection takes no further round, and nothing is scored without its evidence, once this share of the
+deadline has gone by."""
 
 
 def ranking(interest: np.ndarray, p_yes: Sequence[float] | np.ndarray) -> list[int]:
@@ -35,27 +38,21 @@ def ranking(interest: np.ndarray, p_yes: Sequence[float] | np.ndarray) -> list[i
     return np.argsort(-(np.maximum(interest, 1e-9) * np.sqrt(p_yes)), kind="stable").tolist()
 
 
-class Timings:
-    """Milliseconds spent waiting for each agent."""
+@dataclass(frozen=True)
+class Question:
+    """A request: about one item, or for the best k."""
 
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-        self._began = time.monotonic()
-
-    @contextmanager
-    def of(self, agent: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.ms[agent] = round(self.ms.get(agent, 0.0) + 1000 * (time.monotonic() - began), 2)
+    user_id: str | None
+    item_id: str | None = None
+    k: int = 1
+    detail: Asked = "standard"
+    high_stakes: bool = False
+    opinions: Mapping[str, int] = field(default_factory=dict)
+    """Item id -> 0 or 1: ratings that the request brings along; they are not stored."""
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def finished(self) -> dict[str, float]:
-        return self.ms | {"total": round(1000 * self.seconds, 2)}
+    def level(self) -> Detail:
+        return "detailed" if self.detail == "trail" else self.detail
 
 
 class Orchestrator:
@@ -67,37 +64,42 @@ class Orchestrator:
         self._versions = versions
 
     async def recommend(
-        self, user_id: str, k: int, detail: Detail = "standard", high_stakes: bool = False
+        self, user_id: str, k: int, detail: Asked = "standard", high_stakes: bool = False
     ) -> Recommendation:
-        """The best k items that the user has not rated, with reasons.
-
-        Raises NotFoundError, OverloadedError, and TimeoutError after `serve.deadline_s`.
-        """
-        return await self._answer(user_id, None, k, detail, high_stakes)
+        """The best k items that the user has not rated, with reasons. Raises as `answer` does."""
+        return await self.answer(Question(user_id, None, k, detail, high_stakes))
 
     async def explain(
-        self, user_id: str, item_id: str, detail: Detail = "standard", high_stakes: bool = False
+        self, user_id: str, item_id: str, detail: Asked = "standard", high_stakes: bool = False
     ) -> Recommendation:
-        """The decision about one item, whatever it is, with reasons. Raises as `recommend` does.
+        """The decision about one item, whatever it is, with reasons. Raises as `answer` does.
 
         For an item that the user has rated, that rating is left out of the evidence.
         """
-        return await self._answer(user_id, item_id, 1, detail, high_stakes)
+        return await self.answer(Question(user_id, item_id, 1, detail, high_stakes))
 
-    async def _answer(
-        self, user_id: str, item_id: str | None, k: int, detail: Detail, high_stakes: bool
-    ) -> Recommendation:
-        team, clock = self._team, Timings()
+    async def answer(self, question: Question, watch: Watch | None = None) -> Recommendation:
+        """The answer; `watch` is told each step when it begins and when it is done.
+
+        Raises NotFoundError, OverloadedError, and TimeoutError after `serve.deadline_s`.
+        """
+        team, walk = self._team, Walk(watch)
         async with asyncio.timeout(self._config.deadline_s):
-            with clock.of("retrieval"):
-                view = await team.fetch(user_id, item_id)
-            with clock.of("swing"):
-                proposal = await team.propose(view, max(k, self._config.candidates))
-            with clock.of("retrieval"):
+            with walk.step("retrieval", "fetch") as facts:
+                view = await team.fetch(question.user_id, question.item_id, dict(question.opinions))
+                facts["ratings"] = len(view.history)
+            with walk.step("swing", "propose") as facts:
+                proposal = await team.propose(view, max(question.k, self._config.candidates))
+                facts |= {"candidates": len(proposal.items), "similar_users": len(proposal.peers.users)}
+            with walk.step("retrieval", "assemble") as facts:
                 dossier = await team.assemble(view, proposal)
-            best, reviews, trouble = await self._decide(dossier, proposal.scores, k, high_stakes, clock)
-            with clock.of("explanation"):
-                texts = await team.present(best, [review.verdict for review in reviews], detail)
+                facts["evidence"] = sum(len(context.evidence) for context in dossier.contexts)
+            best, reviews, trouble = await self._decide(dossier, proposal, question, walk)
+            with walk.step("explanation", "present") as facts:
+                texts = await team.present(best, [review.verdict for review in reviews], question.level)
+                facts["rewritten"] = sum(text.rewritten for text in texts)
+            if question.level != "brief" and not trouble:
+                texts, trouble = await self._without(view, best, reviews, texts, walk)
         items = [
             RecommendedItem(
                 item=context.target,
@@ -110,34 +112,43 @@ class Orchestrator:
             )
             for context, review, text in zip(best.contexts, reviews, texts, strict=True)
         ]
-        return Recommendation(
-            user_id=user_id,
+        answer = Recommendation(
+            user_id=question.user_id or "",
             items=items,
             degraded=bool(trouble),
             degraded_reason=trouble,
             versions=self._versions,
-            timings_ms=clock.finished(),
+            timings_ms=walk.timings(),
         )
+        if question.detail == "trail":
+            answer.trail = walk.trail(best, reviews, answer)
+        return answer
 
     async def _decide(
-        self, dossier: Dossier, interest: np.ndarray, k: int, high_stakes: bool, clock: Timings
+        self, dossier: Dossier, proposal: Proposal, question: Question, walk: Walk
     ) -> tuple[Dossier, list[Review], str]:
         """The best k, their reviewed decisions in order, and what went wrong if anything did."""
+        team, k, interest = self._team, question.k, proposal.scores
+        walk.considered(dossier, proposal, [])
         try:
-            with clock.of("reasoning"):
-                verdicts = await self._team.decide(dossier)
+            with walk.step("reasoning", "decide") as facts:
+                verdicts = await team.decide(dossier)
+                facts |= {"items": len(verdicts)} | spread([verdict.p_yes for verdict in verdicts])
         except EngineError as error:
             best = dossier.take(list(range(min(k, len(dossier)))))
-            with clock.of("swing"):
-                verdicts = await self._team.estimate(best)
+            with walk.step("swing", "estimate"):
+                verdicts = await team.estimate(best)
             trouble = f"the student did not answer ({error}): Swing's order, rates for scores"
             return best, [Review(verdict, None) for verdict in verdicts], trouble
+        walk.considered(dossier, proposal, verdicts)
         order = ranking(interest, [verdict.p_yes for verdict in verdicts])[:k]
         best, verdicts, interest = dossier.take(order), [verdicts[at] for at in order], interest[order]
         try:
-            with clock.of("reasoning"):
-                verdicts = await self._team.write(best, verdicts, 0)
-            reviews = await self._doubt(best, verdicts, high_stakes, clock)
+            with walk.step("reasoning", "write") as facts:
+                verdicts = await team.write(best, verdicts, 0)
+                facts["items"] = len(verdicts)
+            walk.first = _by_item(best, verdicts)
+            reviews = await self._doubt(best, verdicts, question.high_stakes, walk)
             order = ranking(interest, [review.verdict.p_yes for review in reviews])
             return best.take(order), [reviews[at] for at in order], ""
         except EngineError as error:
@@ -145,34 +156,79 @@ class Orchestrator:
             return best, [Review(verdict, None) for verdict in verdicts], trouble
 
     async def _doubt(
-        self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool, clock: Timings
+        self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool, walk: Walk
     ) -> list[Review]:
         """Decisions after reflection; reasons of those that turned, or never led there, written anew."""
-        with clock.of("reflection"):
-            triggers = await self._team.triggers(dossier, verdicts, high_stakes)
-        doubted = [at for at, causes in enumerate(triggers) if causes]
+        team = self._team
+        with walk.step("reflection", "triggers") as facts:
+            triggers = await team.triggers(dossier, verdicts, high_stakes)
+            doubted = [at for at, causes in enumerate(triggers) if causes]
+            facts["doubted"] = len(doubted)
         if not doubted:
             return [Review(verdict, None) for verdict in verdicts]
         looks: list[list[SecondLook]] = [[] for _ in verdicts]
         for round in range(1, self._config.reflection_rounds + 1):
-            if clock.seconds > HURRY * self._config.deadline_s:
+            if walk.seconds > HURRY * self._config.deadline_s:
                 break
-            with clock.of("reasoning"):
-                found = await self._team.reconsider(dossier.take(doubted), round)
+            with walk.step("reasoning", "reconsider") as facts:
+                found = await team.reconsider(dossier.take(doubted), round)
+                facts |= {"items": len(doubted), "round": round}
             for at, look in zip(doubted, found, strict=True):
                 looks[at].append(look)
-        with clock.of("reflection"):
-            reviews = await self._team.synthesise(dossier, verdicts, triggers, looks)
-        again = [
-            at
-            for at, (before, review) in enumerate(zip(verdicts, reviews, strict=True))
-            if (before.p_yes >= 0.5) != (review.verdict.p_yes >= 0.5) or "inconsistent" in triggers[at]
-        ]
+        walk.looks = {
+            context.target.item_id: own for context, own in zip(dossier.contexts, looks, strict=True)
+        }
+        with walk.step("reflection", "synthesise") as facts:
+            reviews = await team.synthesise(dossier, verdicts, triggers, looks)
+            turned = [
+                (before.p_yes >= 0.5) != (review.verdict.p_yes >= 0.5)
+                for before, review in zip(verdicts, reviews, strict=True)
+            ]
+            facts["turned"] = sum(turned)
+        again = [at for at, turns in enumerate(turned) if turns or "inconsistent" in triggers[at]]
         if again:
-            with clock.of("reasoning"):
-                rewritten = await self._team.write(
-                    dossier.take(again), [reviews[at].verdict for at in again], 1
-                )
+            with walk.step("reasoning", "write") as facts:
+                part = dossier.take(again)
+                rewritten = await team.write(part, [reviews[at].verdict for at in again], 1)
+                facts["items"] = len(again)
+            walk.again = _by_item(part, rewritten)
             for at, verdict in zip(again, rewritten, strict=True):
                 reviews[at] = Review(verdict, reviews[at].reflection)
         return reviews
+
+    async def _without(
+        self, view: UserView, best: Dossier, reviews: list[Review], texts: list[Explanation], walk: Walk
+    ) -> tuple[list[Explanation], str]:
+        """The explanations with what each decision would be without the ratings it cites, all in one call;
+        and what went wrong if anything did."""
+        cited = [
+            cited_history(text, context.evidence) for text, context in zip(texts, best.contexts, strict=True)
+        ]
+        places = [at for at, entries in enumerate(cited) if entries]
+        if not places or walk.seconds > HURRY * self._config.deadline_s:
+            return texts, ""
+        items = [best.contexts[at].target.item_id for at in places]
+        with walk.step("retrieval", "without"):
+            others = await self._team.without(view, items, [[e.item_id for e in cited[at]] for at in places])
+        try:
+            with walk.step("reasoning", "rethink") as facts:
+                p_yes = await self._team.rethink(best.take(places), others)
+                facts["items"] = len(places)
+        except EngineError as error:
+            return (
+                texts,
+                f"the student stopped answering ({error}): no decision was made without its evidence",
+            )
+        texts = list(texts)
+        for at, after in zip(places, p_yes, strict=True):
+            reflection = reviews[at].reflection
+            before = reflection.before if reflection else reviews[at].verdict.p_yes
+            found = counterfactual(cited[at], before, after, reflection, self._config.counterfactual)
+            if found:
+                texts[at] = told(texts[at], found)
+        return texts, ""
+
+
+def _by_item(dossier: Dossier, verdicts: list[Verdict]) -> dict[str, Verdict]:
+    pairs = zip(dossier.contexts, verdicts, strict=True)
+    return {context.target.item_id: verdict for context, verdict in pairs}

@@ -98,6 +98,16 @@ class ReasoningAgent:
             found[at].segments[segment] = apply(self._bundle.calibration, segment, float(logit))
         return found
 
+    async def rethink(self, dossier: Dossier, others: Dossier) -> list[float]:
+        """P(yes) of the same items from what would be known otherwise, in one call of the engine.
+
+        The adapters are those of the dossier: what differs is the evidence, not who reads it.
+        """
+        choice = self.choose(dossier)
+        prompts = [(at, self._prompt(others, at)) for at in range(len(others))]
+        logits = await self._blend(others, prompts, choice.weights)
+        return [apply(self._bundle.calibration, choice.name, float(logit)) for logit in logits]
+
     async def healthy(self) -> None:
         """Generate a token; raises EngineError if that fails."""
         await self._engine.healthy()

@@ -7,19 +7,15 @@ Triggers, each computed:
     high_stakes     the request says so
     inconsistent    the reasons do not lead to the decision
 
-Synthesis, in log odds, over what was looked at:
-
-    after = (INITIAL * z + EVIDENCE * mean z(sections left out) + SEGMENT * mean z(other segments)) / weights
+The synthesis weighs the decision and its second looks in log odds (`agents.synthesis`).
 
 Every number in an answer to a question is computed from the decision, its evidence and the second looks.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.special import expit, logit
-
 from ray_app.agents.interface import Dossier, Review, SecondLook
+from ray_app.agents.synthesis import DEFAULT, Weights, synthesis
 from ray_app.collab.evidence import RECENCY
 from ray_app.config import ServeConfig
 from ray_app.prompts.teacher import QUESTIONS
@@ -27,8 +23,6 @@ from ray_app.records import Context, Evidence, Reflection, Step, Verdict
 from ray_app.teacher.verification import conclusion
 
 ASSUMPTIONS, SEGMENT_VIEW, MISSING, OPPOSITE = QUESTIONS
-INITIAL, EVIDENCE, SEGMENT = 0.6, 0.25, 0.15
-"""Weights of the synthesis: the first decision saw everything and was made by the expert meant for it."""
 STRONG = 0.5
 """A signal of -1 to 1 is clear from here on: three quarters of its weight point one way."""
 THIN = 5
@@ -41,8 +35,8 @@ NEVER = 1e-6
 class ReflectionAgent:
     """Pure arithmetic; second looks come from the reasoning agent, by way of the orchestrator."""
 
-    def __init__(self, config: ServeConfig):
-        self._config = config
+    def __init__(self, config: ServeConfig, weights: Weights = DEFAULT):
+        self._config, self._weights = config, weights
 
     async def triggers(self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool) -> list[list[str]]:
         """Causes for doubt of each decision; empty lists where there is none."""
@@ -65,7 +59,7 @@ class ReflectionAgent:
         """
         everything = zip(dossier.contexts, verdicts, triggers, looks, strict=True)
         return [
-            _review(context, verdict, causes, rounds) if causes else Review(verdict, None)
+            _review(context, verdict, causes, rounds, self._weights) if causes else Review(verdict, None)
             for context, verdict, causes, rounds in everything
         ]
 
@@ -114,24 +108,10 @@ def inconsistent(context: Context, reasoning: list[Step], answer: bool) -> bool:
     return (concluded is not None and concluded != answer) or (1 if answer else -1) not in signs
 
 
-def synthesis(before: float, looks: list[SecondLook]) -> float:
-    """P(yes) after the second looks, of P(yes) before."""
-    groups = [
-        (INITIAL, [before]),
-        (EVIDENCE, [p for look in looks for p in look.without.values()]),
-        (SEGMENT, [p for look in looks for p in look.segments.values()]),
-    ]
-    seen = [(weight, float(np.mean(log_odds(values)))) for weight, values in groups if values]
-    return float(expit(sum(weight * z for weight, z in seen) / sum(weight for weight, _ in seen)))
-
-
-def log_odds(p: list[float]) -> np.ndarray:
-    """float64 [n], finite."""
-    return logit(np.clip(p, NEVER, 1 - NEVER))
-
-
-def _review(context: Context, verdict: Verdict, causes: list[str], looks: list[SecondLook]) -> Review:
-    after = synthesis(verdict.p_yes, looks) if looks else verdict.p_yes
+def _review(
+    context: Context, verdict: Verdict, causes: list[str], looks: list[SecondLook], weights: Weights
+) -> Review:
+    after = synthesis(verdict.p_yes, looks, weights)
     reflection = Reflection(
         triggers=causes,
         questions={

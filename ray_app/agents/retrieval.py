@@ -6,16 +6,17 @@ import asyncio
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from ray_app.agents.interface import Dossier, Profile, Proposal, Rated, UserView
 from ray_app.bundle import Bundle
-from ray_app.collab.evidence import Peers
+from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.data.store import Store, UserSummary
-from ray_app.records import Interaction, Item
+from ray_app.errors import NotFoundError
+from ray_app.records import Interaction, Item, User
 
 CACHE_USERS, CACHE_S = 1024, 5.0
 """Views kept. The agent that takes feedback in forgets that user at once; where several replicas share a
@@ -34,11 +35,46 @@ class DataRetrievalAgent:
         self._clock = clock
         self._views: OrderedDict[str, tuple[float, UserView]] = OrderedDict()
 
-    async def fetch(self, user_id: str, item_id: str | None = None) -> UserView:
+    async def fetch(
+        self, user_id: str | None, item_id: str | None = None, opinions: Mapping[str, int] | None = None
+    ) -> UserView:
         """The user's history up to now, feedback included. Raises NotFoundError.
 
         item_id: the only item that will be asked about; it is left out of the history.
+        opinions: item id -> 0 or 1, rated just now as far as this view goes, and stored nowhere. With some,
+        the user may be nobody, or not known.
         """
+        view = await self._known(user_id, bool(opinions))
+        if opinions:
+            view = self._with(view, opinions)
+        return view if item_id is None else view.about(self._bundle.item_code(item_id))
+
+    async def without(self, view: UserView, items: list[str], left_out: list[list[str]]) -> Dossier:
+        """What would be known of each item, had the user never rated the items left out for it.
+
+        Similar users, their favourites and the like rate follow from the shorter history.
+        """
+        bundle = self._bundle
+        parts = []
+        for name, others in zip(items, left_out, strict=True):
+            less = view.without([bundle.item_code(other) for other in others])
+            less = replace(less, like_rate=bundle.like_rate(less.history))
+            peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS)
+            code = np.array([bundle.item_code(name)], np.int32)
+            parts.append(await self.assemble(less, Proposal(peers, code, np.zeros(1, np.float32))))
+        return Dossier.joined(parts)
+
+    async def _known(self, user_id: str | None, or_nobody: bool) -> UserView:
+        if user_id is None:
+            return self._nobody("")
+        try:
+            return await self._current(user_id)
+        except NotFoundError:
+            if or_nobody:
+                return self._nobody(user_id)
+            raise
+
+    async def _current(self, user_id: str) -> UserView:
         view = self._cached(user_id)
         if view is None:
             view = await asyncio.to_thread(self._load, user_id)
@@ -46,7 +82,7 @@ class DataRetrievalAgent:
             self._views.move_to_end(user_id)
             if len(self._views) > CACHE_USERS:
                 self._views.popitem(last=False)
-        return view if item_id is None else view.about(self._bundle.item_code(item_id))
+        return view
 
     async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
         """Contexts and vectors of the proposed items. Made as they were made for training."""
@@ -119,10 +155,36 @@ class DataRetrievalAgent:
         self._views.move_to_end(user_id)
         return view
 
-    def _load(self, user_id: str) -> UserView:
+    def _now(self) -> int:
+        return int(np.clip(self._clock(), self._bundle.cut + 1, self._bundle.cut + FRESH_S))
+
+    def _nobody(self, name: str) -> UserView:
+        """Somebody without any history."""
+        history = self._bundle.history("", [])
+        return UserView(User(user_id=name), -1, self._now(), history, self._bundle.like_rate(history))
+
+    def _with(self, view: UserView, opinions: Mapping[str, int]) -> UserView:
+        """The view after these ratings; an item rated before counts as rated now."""
         bundle = self._bundle
+        before = view.without([bundle.item_code(name) for name in opinions]).history
+        rated = bundle.history(
+            "",
+            [
+                Interaction(user_id="", item_id=name, timestamp=view.now, label=label)
+                for name, label in opinions.items()
+            ],
+        )
+        history = History(
+            *(
+                np.concatenate([getattr(before, name), getattr(rated, name)])
+                for name in History.__dataclass_fields__
+            )
+        )
+        return replace(view, history=history, like_rate=bundle.like_rate(history))
+
+    def _load(self, user_id: str) -> UserView:
+        bundle, now = self._bundle, self._now()
         user, events = self._store.user(user_id), self._store.history(user_id)
-        now = int(np.clip(self._clock(), bundle.cut + 1, bundle.cut + FRESH_S))
         history = bundle.history(user_id, events)
         history = replace(history, timestamps=np.minimum(history.timestamps, now))
         code = bundle.user_codes.get(user_id, -1)

@@ -39,7 +39,9 @@ class SwingAgent:
         peers = self.signals(view.history, view.now, view.code)
         if view.target is not None:
             return Proposal(peers, np.array([view.target], np.int32), np.zeros(1, np.float32))
-        return Proposal(peers, *self.candidates(view.history, peers, n))
+        signals = self._signals(view.history, peers, n)
+        items, scores = self._best(view.history, signals, n)
+        return Proposal(peers, items, scores, {name: values[items] for name, values in signals.items()})
 
     def signals(self, history: History, now: int, user_code: int) -> Peers:
         """Similar users (the owner, `user_code`, apart) and their favourites."""
@@ -47,8 +49,20 @@ class SwingAgent:
 
     def candidates(self, history: History, peers: Peers, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes int32 [<= n] of items that are not in the history, best first, and scores float32."""
-        scores = _scaled(self._neighbours(history)) + _scaled(self._favourites(history, peers, 2 * n))
-        scores = scores + TREND * self.trend
+        return self._best(history, self._signals(history, peers, n), n)
+
+    def _signals(self, history: History, peers: Peers, n: int) -> dict[str, np.ndarray]:
+        """The terms of every item's score, float64 [n_items] each."""
+        return {
+            "neighbours": _scaled(self._neighbours(history)),
+            "favourites": _scaled(self._favourites(history, peers, 2 * n)),
+            "trend": TREND * self.trend,
+        }
+
+    def _best(
+        self, history: History, signals: dict[str, np.ndarray], n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scores = signals["neighbours"] + signals["favourites"] + signals["trend"]
         # What nothing speaks for comes last, in the order of its rate, at scores below every other.
         rates = self._bundle.statistics(np.arange(len(scores), dtype=np.int32))[:, 1]
         positive = scores[scores > 0]

@@ -98,7 +98,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "max_model_len": config.max_model_len,
         "enforce_eager": config.eager,
         "gpu_memory_utilization": config.memory_fraction,
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": config.prefix_caching,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
     }
     if config.kv_cache_mb is not None:

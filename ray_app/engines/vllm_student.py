@@ -27,7 +27,9 @@ from ray_app.config import EngineConfig
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare
 from ray_app.errors import EngineError, PromptTooLongError
+from ray_app.student.adapters import check_adapters, readable
 from ray_app.student.tokens import Encoded, answer_ids, encode
+from ray_app.telemetry import ENGINE, Telemetry
 
 T = TypeVar("T")
 POLL_S = 0.05
@@ -49,8 +51,11 @@ class VllmStudent:
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.yes, self.no = answer_ids(self.tokenizer)
-        self._embedding = input_embedding(model)
-        state = torch.load(bundle.path / "projector.pt", weights_only=True)
+        with readable(f"the base model {model}"):
+            self._embedding = input_embedding(model)
+        rank = check_adapters(adapters, self._embedding.shape[1])
+        with readable(f"the projector in {bundle.path}"):
+            state = torch.load(bundle.path / "projector.pt", weights_only=True)
         widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
         self._projector = Projector(widths, self._embedding.shape[1]).float()
         self._projector.load_state_dict(state)
@@ -72,16 +77,18 @@ class VllmStudent:
                 tensor_parallel_size=config.tensor_parallel,
                 max_model_len=config.max_model_len,
                 enforce_eager=config.eager,
-                enable_prefix_caching=True,
+                enable_prefix_caching=config.prefix_caching,
                 enable_prompt_embeds=True,
                 enable_lora=True,
                 max_loras=len(adapters) + 1,
-                max_lora_rank=max(8, _rank(adapters)),  # pyright: ignore[reportArgumentType]
+                max_lora_rank=max(8, rank),  # pyright: ignore[reportArgumentType]
                 lora_target_modules=["q_proj", "v_proj", "qkv_proj"],
                 disable_log_stats=True,
                 **device,
             )
         )
+        self._telemetry = Telemetry()
+        self._telemetry.appear(ENGINE)
         self._inbox: queue.SimpleQueue[tuple[str, Any, Any, Any, Future[Any]]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._closed = threading.Event()
@@ -95,7 +102,7 @@ class VllmStudent:
         params = SamplingParams(
             temperature=0, max_tokens=1, logprob_token_ids=[self.yes, self.no], detokenize=False
         )
-        outputs = await self._all([(r.prompt, r.vectors, r.adapter, params) for r in requests])
+        outputs = await self._all([(r.prompt, r.vectors, r.adapter, params) for r in requests], "decide")
         logits = np.zeros(len(requests), np.float32)
         for at, output in enumerate(outputs):
             found = output.outputs[0].logprobs[0]
@@ -119,7 +126,7 @@ class VllmStudent:
                 spaces_between_special_tokens=False,
             )
             jobs.append((request.prompt, request.vectors, request.adapter, params))
-        return [output.outputs[0].text for output in await self._all(jobs)]
+        return [output.outputs[0].text for output in await self._all(jobs, "write")]
 
     @property
     def widths(self) -> dict[str, int]:
@@ -140,7 +147,10 @@ class VllmStudent:
         self._closed.set()
         self._thread.join(timeout=30)
 
-    async def _all(self, jobs: list[tuple[str, dict[str, np.ndarray], str, Any]]) -> list[Any]:
+    async def _all(
+        self, jobs: list[tuple[str, dict[str, np.ndarray], str, Any]], work: str = ""
+    ) -> list[Any]:
+        """Outputs in the order of the jobs, counted as this kind of work."""
         prompts = [self._prompt(text, vectors) for text, vectors, _, _ in jobs]
         futures = []
         for prompt, (_, _, adapter, params) in zip(prompts, jobs, strict=True):
@@ -151,7 +161,17 @@ class VllmStudent:
             futures.append(asyncio.wrap_future(future))
         if not self._thread.is_alive():
             raise EngineError(f"the student engine has stopped: {self._dead or 'closed'}")
-        return list(await asyncio.gather(*futures))
+        outputs = list(await asyncio.gather(*futures))
+        if work:
+            self._count(work, sum(len(prompt["prompt_embeds"]) for prompt in prompts), outputs)
+        return outputs
+
+    def _count(self, work: str, tokens: int, outputs: list[Any]) -> None:
+        cached = sum(output.num_cached_tokens or 0 for output in outputs)
+        written = sum(len(output.outputs[0].token_ids) for output in outputs)
+        self._telemetry.add("rationale_prompts", len(outputs), work=work)
+        for kind, count in (("read", tokens - cached), ("cached", cached), ("written", written)):
+            self._telemetry.add("rationale_tokens", count, kind=kind)
 
     def _prompt(self, text: str, vectors: dict[str, np.ndarray]) -> dict[str, Any]:
         encoded = encode(self.tokenizer, text)
@@ -176,9 +196,13 @@ class VllmStudent:
     def _serve(self) -> None:
         """The engine's thread: take in what has arrived, step, hand out what has finished."""
         waiting: dict[str, Future[Any]] = {}
+        shown = -1
         try:
             while not self._closed.is_set():
                 self._take(waiting, block=not waiting)
+                if len(waiting) != shown:
+                    shown = len(waiting)
+                    self._telemetry.set("rationale_waiting", shown)
                 if not waiting:
                     continue
                 for output in self._engine.step():
@@ -221,12 +245,6 @@ def input_embedding(model: str) -> Any:
     found = cached_file(model, file)
     with safe_open(str(found), framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def _rank(adapters: dict[str, Path]) -> int:
-    import json
-
-    return max(json.loads((path / "adapter_config.json").read_text())["r"] for path in adapters.values())
 
 
 def _settle(future: Future[Any], output: Any) -> None:

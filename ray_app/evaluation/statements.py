@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from ray_app.evaluation.text import mentioned
-from ray_app.prompts.cards import hide
+from ray_app.prompts.cards import AMOUNTS, amount, feature_token, hide
 from ray_app.records import Context, Evidence, Step
 
 _QUOTE = re.compile(r"[“\"]([^“”\"]+)[”\"]")
@@ -31,7 +31,9 @@ _FORECAST = re.compile(
     r"(?:enjoy|like|love|dislike|hate|avoid)(?:e?d)?\b",
     re.IGNORECASE,
 )
-_NOTHING_SHARED = re.compile(r"\bno features? in common\b|\bshares? (?:nothing|no feature)", re.IGNORECASE)
+_NOTHING_SHARED = re.compile(
+    r"\bno features? in common\b|\bshar(?:es?|ed|ing) (?:nothing|no feature)", re.IGNORECASE
+)
 _SHARING = re.compile(r"\b(?:shar(?:es?|ed|ing)|in common|both|also)\b", re.IGNORECASE)
 _TARGET = re.compile(
     r"\[target\]|\b(?:the target|this (?:film|movie|item|title|book|one)|candidate)\b", re.IGNORECASE
@@ -39,6 +41,48 @@ _TARGET = re.compile(
 _CONCLUSION = re.compile(
     r"\banswer(?: is)?\s*:?\s*(?:yes|no)\b|\b(?:overall|therefore|on balance|all in all|to sum up|"
     r"in (?:sum|conclusion|total))\b",
+    re.IGNORECASE,
+)
+_GROUPS = {
+    "the user": (
+        ("history",),
+        re.compile(
+            r"\b(?:the|this) user(?: \w+){0,2}? (?:lik|lov|enjoy|dislik|hat|rat|avoid|favou?r)(?:e?[ds])\b"
+            r"|\b(?:the|this) user(?: \w+){0,2}? (?:gave|did(?: not|n['’]t)|never)\b"
+            r"|\b(?:by|for) (?:the|this) user\b|\b(?:the|this) user['’]s own\b",
+            re.IGNORECASE,
+        ),
+    ),
+    "similar users": (
+        ("neighbour", "peers"),
+        re.compile(
+            r"\b(?:similar|like-minded|neighbou?ring) "
+            r"(?:users?|people|viewers|readers|tastes?|histor(?:y|ies))\b|\bof the same taste\b|\bpeers\b",
+            re.IGNORECASE,
+        ),
+    ),
+    "the audience": (
+        ("crowd",),
+        re.compile(
+            r"\baudience\b|\bat large\b|\beveryone\b|\braters\b|\bgeneral public\b"
+            r"|\b(?:people|users) in general\b",
+            re.IGNORECASE,
+        ),
+    ),
+}
+"""Who is said to have an opinion -> kinds of evidence that hold it."""
+_RATED = r"(?:lik|lov|enjoy|dislik|hat)ed"
+_ABOUT_TARGET = re.compile(
+    rf"\b(?:{_RATED}|did(?: not|n['’]t) (?:like|enjoy|love)) the target\b"
+    rf"|\bthe target (?:itself )?(?:was|is) (?:not )?{_RATED}\b",
+    re.IGNORECASE,
+)
+_PART = re.compile(
+    r"[.;:!?]\s|, (?=and )|\b(?:but|while|whereas|although|though|yet|however)\b", re.IGNORECASE
+)
+_AMOUNT = re.compile(
+    rf"\b({'|'.join(sorted(set(AMOUNTS[1:]), key=len, reverse=True))})"
+    r" (?:ratings|people|users|similar users|votes)\b",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(\s?%)?(?![\w.]*\d)(?!s\b)")
@@ -67,6 +111,15 @@ class Statement:
         return not self.problems and bool(self.cited or self.features or self.numbers)
 
 
+def mentioned(text: str, vocabulary: frozenset[str]) -> set[str]:
+    """Features of the vocabulary that occur in the text as whole words, whatever their case.
+
+    A name of several words also counts as one token, `Science_Fiction`, as cards and steps write it.
+    """
+    pattern, names = _finder(vocabulary)
+    return {names[match.group(0).casefold()] for match in pattern.finditer(text)}
+
+
 def read(step: Step, context: Context, vocabulary: frozenset[str]) -> Statement:
     """Read a step against the evidence. `vocabulary` holds every feature name that counts as one."""
     text, unknown = _mark_titles(step, context)
@@ -76,22 +129,23 @@ def read(step: Step, context: Context, vocabulary: frozenset[str]) -> Statement:
     plain = _MARK.sub(" ", text)
     features = frozenset(mentioned(plain, vocabulary))
     apart = _NOTHING_SHARED.search(plain) is not None
-    sharing = _SHARING.search(plain) is not None and bool(cited) and not apart
+    sharing = bool(cited) and any(map(_shares, _CONTRAST.split(plain)))
     about_target = bool(_TARGET.search(text)) or sharing
     numbers = _numbers(plain)
     problems = [f"no title “{title}” in the evidence" for title in unknown]
     problems += [f"no evidence {name}" for name, entry in known.items() if entry is None]
     problems += _false_signs(text, cited)
+    problems += _false_sources(text, cited)
     problems += [f"{entry.id} shares {', '.join(entry.shared)}" for entry in cited if apart and entry.shared]
-    problems += _false_features(features, cited, context, sharing, about_target)
+    problems += _false_features(plain, cited, context, vocabulary)
     problems += [
         f"no number {shown} in the cited evidence"
         for shown, value, digits in numbers
         if not _allowed(value, digits, cited, context)
     ]
-    return Statement(
-        cited, features, bool(numbers), about_target, bool(_CONCLUSION.search(plain)), tuple(problems)
-    )
+    bare = not cited and not features and not numbers and _FORECAST.search(plain) is not None
+    conclusion = bare or _CONCLUSION.search(plain) is not None
+    return Statement(cited, features, bool(numbers), about_target, conclusion, tuple(problems))
 
 
 def signs(text: str) -> dict[str, set[int]]:
@@ -177,15 +231,50 @@ def _false_signs(text: str, cited: tuple[Evidence, ...]) -> list[str]:
     ]
 
 
+def _false_sources(text: str, cited: tuple[Evidence, ...]) -> list[str]:
+    """Opinions given to the wrong people, to the target instead of the cited item, or to too many."""
+    entries = {entry.id: entry for entry in cited}
+    problems = []
+    for part in _PART.split(_FORECAST.sub(" ", text)):
+        here = [entries[name] for name in dict.fromkeys(_MARK.findall(part)) if name in entries]
+        said = {who: kinds for who, (kinds, words) in _GROUPS.items() if words.search(part)}
+        holders = {kind for kinds in said.values() for kind in kinds}
+        problems += [
+            f"{e.id} is no opinion of {' or '.join(said)}" for e in here if said and e.kind not in holders
+        ]
+        if _ABOUT_TARGET.search(part):
+            problems += [f"{e.id} is not about the target" for e in here[:1] if not any(map(_opinion, here))]
+        for words in _AMOUNT.findall(part):
+            problems += [
+                f"{e.id} has {amount(e.support)} ratings" for e in here if amount(e.support) != words.lower()
+            ]
+    return problems
+
+
+def _opinion(entry: Evidence) -> bool:
+    return entry.kind in ("peers", "crowd")
+
+
+def _shares(part: str) -> bool:
+    return _SHARING.search(part) is not None and _NOTHING_SHARED.search(part) is None
+
+
 def _false_features(
-    features: frozenset[str], cited: tuple[Evidence, ...], context: Context, sharing: bool, target: bool
+    plain: str, cited: tuple[Evidence, ...], context: Context, vocabulary: frozenset[str]
 ) -> list[str]:
-    allowed = {name for entry in cited for name in (entry.shared if sharing else entry.features)}
-    if (target and not sharing) or not cited:
-        allowed |= set(context.target.features)
-    how = "shared by" if sharing else "a feature of"
+    """Features that what they are said of has not: "shares Comedy but adds War" says two things."""
+    problems = []
     subject = "the cited evidence" if cited else "the target"
-    return [f"{name} is not {how} {subject}" for name in sorted(features - allowed)]
+    for part in _CONTRAST.split(plain):
+        sharing = bool(cited) and _shares(part)
+        allowed = {name for entry in cited for name in (entry.shared if sharing else entry.features)}
+        if not cited or (not sharing and _TARGET.search(part)):
+            allowed |= set(context.target.features)
+        how = "shared by" if sharing else "a feature of"
+        problems += [
+            f"{name} is not {how} {subject}" for name in sorted(mentioned(part, vocabulary) - allowed)
+        ]
+    return problems
 
 
 def _numbers(plain: str) -> list[tuple[str, float, int]]:
@@ -212,3 +301,12 @@ def _allowed(value: float, digits: int, cited: tuple[Evidence, ...], context: Co
                 # A share is also said as "7 of 10" and as a count of positive ratings.
                 facts += [10 * entry.rating, entry.rating * entry.support]
     return any(abs(value - fact) <= 0.5 * 10**-digits + 1e-9 for fact in facts)
+
+
+@lru_cache(maxsize=64)
+def _finder(vocabulary: frozenset[str]) -> tuple[re.Pattern[str], dict[str, str]]:
+    kept = [name for name in sorted(vocabulary) if name.strip()]
+    names = {spelling.casefold(): name for name in kept for spelling in (name, feature_token(name))}
+    # Longest first, so that "Science Fiction" is not read as "Science"; nothing matches for no names.
+    options = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
+    return re.compile(rf"(?<![\w-])(?:{options or '(?!)'})(?![\w-])", re.IGNORECASE), names

@@ -3,10 +3,8 @@ recommendation. None of them says whether a text is true; `reasons.py` does."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,8 @@ from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import meteor_score
 
 from ray_app.errors import DataError
+from ray_app.evaluation.statements import mentioned as mentioned
 from ray_app.evaluation.wordnet import ensure_wordnet
-from ray_app.prompts.cards import feature_token
 
 
 def meteor(references: Sequence[str], hypotheses: Sequence[str], cache: Path) -> float:
@@ -85,24 +83,6 @@ def div(features: Sequence[Collection[str]]) -> float:
     n = len(features)
     shared = sum(c * (c - 1) for c in Counter(f for names in features for f in set(names)).values())
     return shared / (n * (n - 1)) if n > 1 else 0.0
-
-
-def mentioned(text: str, vocabulary: frozenset[str]) -> set[str]:
-    """Features of the vocabulary that occur in the text as whole words, whatever their case.
-
-    A name of several words also counts as one token, `Science_Fiction`, as cards and steps write it.
-    """
-    pattern, names = _finder(vocabulary)
-    return {names[match.group(0).casefold()] for match in pattern.finditer(text)}
-
-
-@lru_cache(maxsize=64)
-def _finder(vocabulary: frozenset[str]) -> tuple[re.Pattern[str], dict[str, str]]:
-    kept = [name for name in sorted(vocabulary) if name.strip()]
-    names = {spelling.casefold(): name for name in kept for spelling in (name, feature_token(name))}
-    # Longest first, so that "Science Fiction" is not read as "Science"; nothing matches for no names.
-    options = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
-    return re.compile(rf"(?<![\w-])(?:{options or '(?!)'})(?![\w-])", re.IGNORECASE), names
 
 
 def _words(text: str) -> list[str]:

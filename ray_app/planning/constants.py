@@ -25,7 +25,7 @@ TABLE: dict[str, Constant] = {
     "pool_chars": Constant(43, "characters/entry", "measured here: lines of other candidates"),
     "evidence_share": Constant(0.66, "entries/(history + neighbours)", "measured here: evidence per context"),
     "evidence_chars": Constant(56, "characters/entry", "measured here: evidence lines of explain prompts"),
-    "title_chars": Constant(22, "characters/entry", "measured here: quoted titles, shown by explain_titles"),
+    "title_chars": Constant(22, "characters/entry", "measured here: quoted titles, shown by titles"),
     "explain_chars": Constant(80, "characters", "measured here: explain prompt without its evidence"),
     "reason_chars": Constant(306, "characters", "measured here: reasoning with its cards"),
     "teacher_chars": Constant(1250, "characters", "measured here: rules and frame of its templates"),

@@ -77,7 +77,7 @@ def tokens_of(config: Config) -> Tokens:
     )
     bare = value("decide_chars")
     evidence = value("evidence_share") * (prompt.history + prompt.neighbours)
-    entry = value("evidence_chars") + (value("title_chars") if prompt.explain_titles else 0)
+    entry = value("evidence_chars") + (value("title_chars") if prompt.titles else 0)
     lines = prompt.history + prompt.neighbours + prompt.candidates + evidence
     kept = 1 - config.train.section_dropout
     return Tokens(

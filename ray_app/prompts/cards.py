@@ -1,11 +1,12 @@
-"""Cards: the short copy of a fact that opens each step of a trace, and the marks it is made of.
+"""Cards: the copy of a fact that opens each step of a trace, and the marks it is made of.
 
-    ( [e1] <r5> <+> <=> Action Sci-Fi )      a step that leans on e1
-    ( Yes )                                  the conclusion
+    ( [e1] history <r5> <+> <=> Action Sci-Fi <~> War )      a step that leans on e1
+    ( Yes )                                                  the conclusion
 
 A card turns a two-hop look-up ("which rating had e1, and what does it share?") into a copy, which is
-what lets a small model write true sentences; cards are hidden when reasons are shown. Marks are single
-tokens of the bootstrapped tokenizer and plain text to a pretrained one.
+what lets a small model write true sentences. The evidence in the student's prompt is written as cards
+too, so the copy is a literal one; cards are hidden when reasons are shown. Marks are single tokens of the
+bootstrapped tokenizer and plain text to a pretrained one.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import re
 
 from ray_app.records import Context, Evidence, Step
 
-LIKED, DISLIKED, SHARES = "<+>", "<->", "<=>"
+LIKED, DISLIKED, SHARES, OWN = "<+>", "<->", "<=>", "<~>"
 CITATION = re.compile(r"\[(e\d+)\]")
 CARD = re.compile(r"\( (?P<body>(?:\[e\d+\] [^()]*|Yes|No)) ?\)")
 MAX_EVIDENCE = 16
 FEATURE_CHARS = 40
+MAX_SHARED, MAX_OWN = 4, 3
+"""Features on a card: shared with the target, and the entry's others. A step names no more."""
 MARKS = [
     LIKED,
     DISLIKED,
     SHARES,
+    OWN,
     *(f"<r{n}>" for n in range(1, 6)),
     *(f"<a{n}>" for n in range(1, 6)),
     *(f"<p{n}>" for n in range(11)),
@@ -34,7 +38,20 @@ MARKS = [
 
 def count_mark(count: int) -> str:
     """`<n0>` none, `<n1>` 1-3, `<n2>` 4-15, `<n3>` 16-63, `<n4>` 64-255, `<n5>` more."""
-    return f"<n{min(5, math.ceil(math.log(count + 1, 4))) if count > 0 else 0}>"
+    return f"<n{_magnitude(count)}>"
+
+
+def _magnitude(count: int) -> int:
+    return min(5, math.ceil(math.log(count + 1, 4))) if count > 0 else 0
+
+
+AMOUNTS = ("no", "a few", "some", "many", "very many", "very many")
+"""The words for the counts of `count_mark`."""
+
+
+def amount(count: int) -> str:
+    """A count as a person would put it; the bands are those of its mark."""
+    return AMOUNTS[_magnitude(count)]
 
 
 def share_mark(share: float) -> str:
@@ -49,23 +66,48 @@ def facts(entry: Evidence) -> str:
         return f"{share_mark(entry.rating or 0.0)} {count_mark(entry.support)} {sign}"
     if entry.rating is None:
         return sign
-    stars = min(5, max(1, round(entry.rating)))
     if entry.kind == "history":
-        return f"<r{stars}> {sign}"
-    return f"<a{stars}> {count_mark(entry.support)} {sign}"
+        return f"<r{_stars(entry.rating)}> {sign}"
+    return f"<a{_stars(entry.rating)}> {count_mark(entry.support)} {sign}"
+
+
+def stars(entry: Evidence) -> int | None:
+    """The number on a rating mark, where it is the rating: None without one or on a longer scale."""
+    return None if entry.rating is None or not 0.5 <= entry.rating <= 5 else _stars(entry.rating)
+
+
+def _stars(rating: float) -> int:
+    return min(5, max(1, round(rating)))
 
 
 def relation(entry: Evidence) -> str:
-    """What links the entry to the target: `<=> Action Drama`, or nothing."""
-    return f" {SHARES} {' '.join(map(feature_token, entry.shared))}" if entry.shared else ""
+    """What links the entry to the target and what it has beside: `<=> Action Drama <~> War`, or nothing."""
+    shared, own = shared_features(entry), own_features(entry)
+    link = f" {SHARES} {' '.join(shared)}" if shared else ""
+    return f"{link} {OWN} {' '.join(own)}" if own else link
+
+
+def shared_features(entry: Evidence) -> list[str]:
+    """Features shared with the target, as words of a card."""
+    return [feature_token(name) for name in entry.shared[:MAX_SHARED]]
+
+
+def own_features(entry: Evidence) -> list[str]:
+    """Features not shared with the target, as words of a card; all of them where the entry is about it."""
+    return [feature_token(name) for name in entry.features if name not in entry.shared][:MAX_OWN]
 
 
 def evidence_card(entry: Evidence) -> str:
-    return f"( [{entry.id}] {facts(entry)}{relation(entry)} )"
+    return f"( [{entry.id}] {entry.kind} {facts(entry)}{relation(entry)} )"
 
 
 def conclusion_card(answer: bool) -> str:
     return "( Yes )" if answer else "( No )"
+
+
+def conclusion_text(answer: bool) -> str:
+    """The plainest conclusion."""
+    return f"So overall the user {'would' if answer else 'would not'} like it."
 
 
 def step_card(step: Step, context: Context) -> str:

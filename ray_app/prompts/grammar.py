@@ -1,31 +1,50 @@
 """What the student may write: cards only as the evidence has them, sentences that cite their card.
 
-The choice of evidence, of its order and of the words is the model's; a card's facts are copied by force,
-so a sentence cannot begin from a rating or a shared feature that is not there.
+The choice of evidence and of the words is the model's; a card's facts are copied by force, so a sentence
+cannot begin from a rating or a shared feature that is not there.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ray_app.prompts.cards import conclusion_card, evidence_card
-from ray_app.records import Context
+from ray_app.records import Context, Evidence
 
 SENTENCE = r"[^()\[\]<>\n]+"
 
 
-def reasoning_regex(context: Context, answer: bool, max_steps: int = 4) -> str:
-    """A regular expression for one to max_steps steps and a conclusion that states `answer`.
+def reasoning_regex(context: Context, answer: bool) -> str:
+    """A regular expression for steps on evidence, each entry at most once, and a conclusion.
 
-    Follows the layout of `prompts.student.reasoning_target`: a blank, then steps apart by blanks.
+    Follows the layout of `prompts.student.reasoning_target`. To rule out repetition by a pattern of
+    modest size, entries come in the order of their ids, the user's own before those of others or after;
+    without evidence only the conclusion is left.
     """
-    steps = "|".join(
-        f"{_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}" for entry in context.evidence
-    )
-    conclusion = _literal(conclusion_card(answer))
-    if not steps:
-        return f" {conclusion}"
-    return f"( ({steps})){{1,{max_steps}}} {conclusion}"
+    own = [_step(entry) for entry in context.evidence if entry.kind == "history"]
+    others = [_step(entry) for entry in context.evidence if entry.kind != "history"]
+    orders = [*_some(own, others), *_some(others, own)]
+    steps = f"({'|'.join(orders)})" if orders else ""
+    return f"{steps} {_literal(conclusion_card(answer))}{SENTENCE}"
+
+
+def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
+    """The entries in one of the two orders that the grammar accepts."""
+    return sorted(entries, key=lambda entry: ((entry.kind == "history") == others_first, int(entry.id[1:])))
+
+
+def _step(entry: Evidence) -> str:
+    return f" {_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}"
+
+
+def _some(first: list[str], second: list[str]) -> list[str]:
+    """Alternatives: one or more of the first in order, then any of the second in order."""
+    return [step + _any(first[at:]) + _any(second) for at, step in enumerate(first, 1)]
+
+
+def _any(steps: list[str]) -> str:
+    return "".join(f"({step})?" for step in steps)
 
 
 def _literal(text: str) -> str:

@@ -47,7 +47,10 @@ def parse_answer(text: str) -> Parsed:
 
 @dataclass(frozen=True)
 class Written:
-    """A student's reasoning: (card body, step without its card) pairs and the concluded answer."""
+    """A student's reasoning: (card body, step without its card) pairs and the answer on the last card.
+
+    The sentence behind `( Yes )` or `( No )` is a step too, as it is in a trace.
+    """
 
     steps: list[tuple[str, Step]]
     conclusion: bool | None
@@ -66,7 +69,6 @@ def parse_reasoning(text: str) -> Written:
         sentence = hide(text[match.end() : following.start() if following else len(text)])
         if card in ("Yes", "No"):
             conclusion = card == "Yes"
-            continue
         if sentence:
             steps.append((card, to_step(sentence)))
     return Written(steps, conclusion)

@@ -2,8 +2,8 @@
 
 *Decide* (Yes/No rows, scoring): user, history, similar users' items and candidate pool first - the part
 that all targets of a user share, so that an engine's prefix cache serves it once - then the target.
-*Explain* (reasoning rows): target first, then the evidence chosen for it with its marks, then the
-answer, then the steps with their cards.
+*Explain* (reasoning rows): target first, then the evidence chosen for it as cards, then the answer and
+the style to write in (the teacher's template), then the steps, each behind a copy of its card.
 
 `<|user|>`, `<|item|>` and `<|pair|>` are soft tokens: places that the projector's output replaces.
 Every mark has a blank before it, at line starts too: with it, a mark is one token of the bootstrapped
@@ -18,10 +18,11 @@ from collections.abc import Collection
 from ray_app.config import PromptConfig
 from ray_app.prompts.cards import (
     conclusion_card,
+    conclusion_text,
     count_mark,
+    evidence_card,
     facts,
     feature_token,
-    relation,
     share_mark,
     step_card,
 )
@@ -33,7 +34,7 @@ SECTIONS = ("history", "similar", "pool")
 """Sections of the decide layout that may be left out."""
 ANSWER = "\nAnswer:"
 """What comes right before the verdict, ` Yes` or ` No`."""
-REASONING = "\nReasoning:"
+STYLE, REASONING = "\nStyle:", "\nReasoning:"
 
 _SOFT = re.compile(" ?(" + "|".join(map(re.escape, SOFT_TOKENS)) + ")")
 _MARKUP = re.compile(r'[<>\[\]()|"]')
@@ -51,22 +52,31 @@ def decide_prompt(context: Context, config: PromptConfig, without: Collection[st
         lines += ["Similar users:", *(_profile_line(entry, config) for entry in similar)]
     if context.candidates and "pool" in shown:
         lines += ["Candidates:", *(" " + _item(item, config) for item in context.candidates)]
-    lines.append(f"Target: {_item(context.target, config)} {ITEM} {PAIR}{_crowd(context)}")
+    described = f"{_item(context.target, config)} " if config.titles else ""
+    lines.append(f"Target: {described}{ITEM} {PAIR}{_crowd(context)}")
     return _with_soft_tokens("\n".join(lines), config) + ANSWER
 
 
-def explain_prompt(context: Context, answer: bool, config: PromptConfig) -> str:
-    """The prompt whose continuation is the reasoning for an answer that is already decided."""
-    target = _item(context.target, config) if config.explain_titles else _features(context.target, config)
-    lines = [f"Target: {target} {ITEM} {PAIR}", _user_line(context), "Evidence:"]
+def explain_prompt(context: Context, answer: bool, config: PromptConfig, style: str = "plain") -> str:
+    """The prompt whose continuation is the reasoning for an answer that is already decided.
+
+    style: the template of the trace to learn from, or the one to write in.
+    """
+    lines = [f"Target: {_item(context.target, config)} {ITEM} {PAIR}", _user_line(context), "Evidence:"]
     lines += [_evidence_line(entry, config) for entry in context.evidence]
-    return _with_soft_tokens("\n".join(lines), config) + ANSWER + (" Yes" if answer else " No") + REASONING
+    told = f"{ANSWER}{' Yes' if answer else ' No'}{STYLE} {style}{REASONING}"
+    return _with_soft_tokens("\n".join(lines), config) + told
 
 
 def reasoning_target(trace: Trace, context: Context) -> str:
-    """What the student learns to write: every step behind its card, the conclusion's card last."""
-    steps = (f"{step_card(step, context)} {step.text}".strip() for step in trace.steps)
-    return " " + " ".join([*steps, conclusion_card(trace.verdict)])
+    """What the student learns to write: every step behind its card, the conclusion behind its own.
+
+    A last step that cites evidence is a step like any other, and a plain conclusion follows it.
+    """
+    steps = list(trace.steps)
+    close = steps.pop().text if steps and not steps[-1].citations else conclusion_text(trace.verdict)
+    reasons = (f"{step_card(step, context)} {step.text}".strip() for step in steps)
+    return " " + " ".join([*reasons, conclusion_card(trace.verdict), close])
 
 
 def quote(text: str, limit: int) -> str:
@@ -90,7 +100,8 @@ def _features(item: Item | Evidence, config: PromptConfig) -> str:
 
 
 def _item(item: Item | Evidence, config: PromptConfig) -> str:
-    return f'"{quote(item.title, config.title_chars)}" {_features(item, config)}'
+    features = _features(item, config)
+    return f'"{quote(item.title, config.title_chars)}" {features}' if config.titles else features
 
 
 def _profile_line(entry: Evidence, config: PromptConfig) -> str:
@@ -98,11 +109,9 @@ def _profile_line(entry: Evidence, config: PromptConfig) -> str:
 
 
 def _evidence_line(entry: Evidence, config: PromptConfig) -> str:
-    head = f" [{entry.id}] {entry.kind} {facts(entry)}"
-    if entry.kind in ("crowd", "peers"):
-        return head
-    body = _item(entry, config) if config.explain_titles else _features(entry, config)
-    return f"{head} {body}{relation(entry)}"
+    titled = config.titles and entry.kind not in ("crowd", "peers")
+    title = f' "{quote(entry.title, config.title_chars)}"' if titled else ""
+    return f" {evidence_card(entry)}{title}"
 
 
 def _crowd(context: Context) -> str:

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
+import scipy.sparse as sp
 
 from ray_app.config import SwingConfig
 from ray_app.errors import DataError
@@ -33,6 +35,13 @@ DENSE_BYTES = 1 << 30
 """Memory that the user-centric kernel may take."""
 ONE_TASK_STEPS = 5e9
 """A user-centric run of more steps (some seconds) gains less than splitting the rows among tasks does."""
+
+
+HOT_USERS = 4000
+"""Rows of fewer users are never cut into shares: they take less time than Ray does to hand them out."""
+
+Share = tuple[int, int, int]
+"""A part of a hot item's pairs of users: (rank, number, of how many)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class ItemGraph:
         check_codes("user", users, n_users)
         check_codes("item", items, n_items)
         codes = users.astype(np.int64) * n_items + items
-        pairs = np.unique(codes)
+        pairs = np.sort(codes)  # np.unique of numpy 2.3 hashes integers, which takes far longer
+        pairs = pairs[np.append(True, np.diff(pairs) != 0)[: len(pairs)]]
         user, item = np.divmod(pairs, n_items)
         counts = np.bincount(user, minlength=n_users)
         taken = (counts >= config.min_behavior) & (counts <= config.max_behavior)
@@ -84,20 +94,19 @@ class ItemGraph:
         item_ids = np.argsort(-degree, kind="stable")
         rank = np.empty(n_items, np.int64)
         rank[item_ids] = np.arange(n_items)
-        order = np.argsort(user * n_items + rank[item])
-        by_user = (user * n_items + rank[item])[order]
+        item_ptr, item_users, at = _transposed(pointer(counts), rank[item], n_items)
+        user_ptr, user_items, back = _transposed(item_ptr, item_users, n_users)
         roots = np.empty(0, np.float32)
         if weighs_interactions(config):
             strongest = np.zeros(len(pairs))
             given = interaction_strengths(len(codes), strengths, timestamps, config)
             np.maximum.at(strongest, np.searchsorted(pairs, codes), given)
-            roots = np.sqrt(strongest[taken[pairs // max(n_items, 1)]][order]).astype(np.float32)
-        by_item = np.sort(rank[item] * n_users + user)
+            roots = np.sqrt(strongest[taken[pairs // max(n_items, 1)]][at[back]]).astype(np.float32)
         return cls(
-            pointer(counts),
-            (by_user % n_items).astype(np.int32),
-            pointer(degree[item_ids]),
-            (by_item % n_users).astype(np.int32),
+            user_ptr,
+            user_items,
+            item_ptr,
+            item_users,
             item_ids.astype(np.int32),
             user_weights(counts, config),
             roots,
@@ -136,25 +145,39 @@ class ItemGraph:
         return by_users < by_items
 
     def split(self, parts: int, max_users: int) -> list[np.ndarray]:
-        """Ranks int32[] of each of `parts` tasks of nearly equal cost, or of one task with all ranks,
-        where the user-centric kernel takes that for few steps.
+        """Ranks int32[] of each of about `parts` tasks of nearly equal cost, without the rows that `shares`
+        cuts; or of one task with all ranks, where the user-centric kernel takes that for few steps.
 
         An item costs about (its users) * (the items of those), with at most `max_users` users.
         """
-        degree = np.diff(self.item_ptr)
-        if (
-            self.user_centric(max_users)
-            and _steps(np.diff(self.user_ptr).astype(float), degree.astype(float))[1] < ONE_TASK_STEPS
-        ):
+        if self._in_one_task(max_users):
             return [np.arange(self.n_items, dtype=np.int32)]
-        return balance(self.costs(max_users), parts)
+        costs = self.costs(max_users)
+        whole = np.setdiff1d(np.arange(self.n_items, dtype=np.int32), list(self.shares(parts, max_users)))
+        wanted = max(1, ceil(parts * costs[whole].sum() / max(costs.sum(), 1)))
+        return [whole[task] for task in balance(costs[whole], wanted)]
+
+    def split_shares(self, parts: int, max_users: int) -> list[list[Share]]:
+        """The shares of hot rows, in tasks of about the cost of those of `split`; mostly there are none."""
+        cut, costs = self.shares(parts, max_users), self.costs(max_users)
+        pieces = [(rank, share, shares) for rank, shares in cut.items() for share in range(shares)]
+        each = np.array([costs[rank] // shares for rank, _, shares in pieces], np.int64)
+        wanted = max(1, ceil(parts * each.sum() / max(costs.sum(), 1)))
+        return [[pieces[at] for at in task] for task in balance(each, wanted)]
 
     def shares(self, parts: int, max_users: int) -> dict[int, int]:
         """Into how many shares to cut the row of each hot item (by rank), so that none costs more than
-        0.3 of a task's mean: whatever task takes one last is then at most 1.3 times the mean."""
-        costs = self.costs(max_users)
-        most = max(0.3 * costs.sum() / parts, 1)
-        return {int(i): int(np.ceil(costs[i] / most)) for i in np.flatnonzero(costs > most)}
+        0.15 of a task's mean: whatever task takes one last is then not much above it."""
+        if self._in_one_task(max_users):
+            return {}
+        costs, users = self.costs(max_users), np.minimum(np.diff(self.item_ptr), max_users)
+        most = 0.15 * costs.sum() / parts
+        hot = np.flatnonzero((costs > most) & (users >= HOT_USERS))
+        return {int(rank): ceil(costs[rank] / most) for rank in hot}
+
+    def _in_one_task(self, max_users: int) -> bool:
+        degrees = (np.diff(starts).astype(float) for starts in (self.user_ptr, self.item_ptr))
+        return self.user_centric(max_users) and _steps(*degrees)[1] < ONE_TASK_STEPS
 
     def costs(self, max_users: int) -> np.ndarray:
         """Estimated cost int64[n_items] of the item-centric rows."""
@@ -162,6 +185,17 @@ class ItemGraph:
         activity = np.concatenate([[0], np.cumsum(np.diff(self.user_ptr)[self.item_users])])
         sampled = np.minimum(degree, max_users)
         return sampled**2 * np.diff(activity[self.item_ptr]) // np.maximum(degree, 1)
+
+
+def _transposed(
+    row_ptr: np.ndarray, columns: np.ndarray, n_columns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The transpose of a CSR matrix, by counting: its row starts int64, columns int32 (ascending per row),
+    and from where in the given one each entry comes."""
+    rows = len(row_ptr) - 1
+    given = sp.csr_matrix((np.arange(len(columns)), columns, row_ptr), shape=(rows, n_columns))
+    turned = given.tocsc()
+    return turned.indptr.astype(np.int64), turned.indices.astype(np.int32, copy=False), turned.data
 
 
 def _steps(users: np.ndarray, items: np.ndarray) -> tuple[float, float]:
@@ -206,17 +240,16 @@ def user_centric_rows(graph: ItemGraph, config: SwingConfig) -> Rows:
     return rows
 
 
-def share_sums(
-    graph: ItemGraph, rank: int, share: int, shares: int, config: SwingConfig, *, seed: int
-) -> np.ndarray:
-    """Unnormalised sums float64[n_items] of one share of a hot item's pairs of users.
+def share_sums(graph: ItemGraph, share: Share, config: SwingConfig, *, seed: int) -> tuple[np.ndarray, int]:
+    """Unnormalised sums float64[n_items] of one share of a hot item's pairs of users, and the steps taken.
 
     The pairs (a, b), b > a, are dealt out by ranges of a with equal numbers of pairs. The sums of all
     shares together make the item's row: see `rows_of_sums`.
     """
+    rank, number, shares = share
     sums = np.zeros(graph.n_items)
-    _item_centric(graph, np.array([rank], np.int32), config, seed, (share, shares), sums)
-    return sums
+    made = _item_centric(graph, np.array([rank], np.int32), config, seed, (number, shares), sums)
+    return sums, int(made[-1][0])
 
 
 def rows_of_sums(

@@ -2,7 +2,8 @@
 
 Claims are read from the words: which evidence a step cites, whether it says liked or disliked, which
 features it names, and what its last step concludes. Wordings are English; what is not recognised as a
-claim is not checked, so the list of wordings decides how strict this is.
+claim is not checked, so the list of wordings decides how strict this is. A step must also hold for the
+evaluation's reader (`evaluation.statements`), which has its own list and checks numbers and sources.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from ray_app.evaluation.statements import read
 from ray_app.prompts.cards import CITATION, feature_token
 from ray_app.prompts.parse import Parsed
 from ray_app.records import Context, Evidence, Step
@@ -24,6 +26,7 @@ REASONS = (
     "unknown_evidence",
     "sign_conflict",
     "unsupported_feature",
+    "ungrounded",
     "inconsistent",
     "duplicate",
 )
@@ -77,10 +80,13 @@ class Check(NamedTuple):
 def check(parsed: Parsed, context: Context, label: bool) -> Check:
     """Accept a trace whose verdict is what happened and whose every step holds.
 
+    The last step may be a bare conclusion: a forecast that cites nothing and claims nothing else.
+
     Scores: `words`, `steps`, `coverage` (share of the evidence cited), `grounded` (share of steps in
     which every recognised claim is true).
     """
-    problems = [step_problem(step, context) for step in parsed.steps]
+    reasons = parsed.steps[:-1] if bare(parsed.steps[-1:], context) else parsed.steps
+    problems = [step_problem(step, context) for step in reasons]
     words = sum(len(step.text.split()) for step in parsed.steps)
     cited = {name for step in parsed.steps for name in step.citations if context.cited(name)}
     scores = {
@@ -90,6 +96,7 @@ def check(parsed: Parsed, context: Context, label: bool) -> Check:
         "grounded": problems.count("") / max(1, len(problems)),
     }
     reason = _verdict_problem(parsed, label) or _length_problem(parsed, words)
+    reason = reason or ("" if reasons else "uncited_step")
     reason = reason or next(filter(None, problems), "")
     if not reason and conclusion(parsed.steps) != parsed.verdict:
         reason = "inconsistent"
@@ -104,7 +111,18 @@ def step_problem(step: Step, context: Context) -> str:
         return "unknown_evidence"
     if not _signs_hold(step.text, context):
         return "sign_conflict"
-    return "" if _features_hold(step.text, context) else "unsupported_feature"
+    if not _features_hold(step.text, context):
+        return "unsupported_feature"
+    return "ungrounded" if read(step, context, _vocabulary(context).features).problems else ""
+
+
+def bare(steps: list[Step], context: Context) -> bool:
+    """Whether the last step forecasts, and neither cites evidence nor claims a sign or a feature."""
+    if conclusion(steps) is None or steps[-1].citations:
+        return False
+    names = _vocabulary(context).pattern
+    rest = _FORECAST.sub(" ", steps[-1].text)
+    return not _claimed_signs(rest) and names.search(rest) is None and not re.search(r"\d|\[", rest)
 
 
 def conclusion(steps: list[Step]) -> bool | None:
@@ -172,6 +190,7 @@ def _cited(text: str, context: Context) -> list[Evidence]:
 class _Vocabulary(NamedTuple):
     """How features may be written, and how to find them in a text."""
 
+    features: frozenset[str]
     meanings: dict[str, set[str]]
     """Spelling -> the features it can mean."""
     pattern: re.Pattern[str]
@@ -190,4 +209,4 @@ def _spellings(features: frozenset[str]) -> _Vocabulary:
         for spelling in {feature, feature_token(feature), feature.lower()} - _ORDINARY:
             meanings.setdefault(spelling, set()).add(feature)
     names = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True))) or "(?!)"
-    return _Vocabulary(meanings, re.compile(rf"(?<![\w\[-])(?:{names})(?![\w-])"))
+    return _Vocabulary(features, meanings, re.compile(rf"(?<![\w\[-])(?:{names})(?![\w-])"))

@@ -3,8 +3,10 @@ import * as api from "./api.js";
 import { card, titled } from "./card.js";
 import { combo } from "./combo.js";
 import { el, percent, plural } from "./dom.js";
+import { steps } from "./steps.js";
 
 const $ = (id) => document.getElementById(id);
+const picks = new Map(); // item id -> { item, label }: the opinions of somebody without an account
 let current = null;
 let asked = new AbortController();
 
@@ -14,30 +16,44 @@ function say(text, kind = "", retry = null, where = $("status")) {
   if (retry) where.append(el("button", { type: "button", onclick: retry }, "Try again"));
 }
 
-async function show(userId) {
+const isGuest = () => document.querySelector("input[name=mode]:checked").value === "guest";
+const liking = (label) => [...picks].filter(([, pick]) => pick.label === label).map(([id]) => id);
+const who = () => (isGuest() ? { liked: liking(1), disliked: liking(0) } : { user_id: current });
+const settings = () => ({ detail: $("detail").value, high_stakes: $("stakes").checked });
+
+function show(userId) {
   current = userId;
-  history.replaceState(null, "", `#${encodeURIComponent(userId)}`);
   $("user").value = userId;
+  history.replaceState(null, "", `#${encodeURIComponent(userId)}`);
+  return refresh();
+}
+
+// Ask for what is chosen now; a question that is still at work is given up.
+async function refresh() {
   asked.abort();
   asked = new AbortController();
   const { signal } = asked;
-  const settings = { k: $("k").valueAsNumber || 5, detail: $("detail").value, high_stakes: $("stakes").checked };
   say("Five agents are at work …");
   $("cards").classList.add("busy");
+  $("steps").hidden = false;
   $("why-card").replaceChildren();
   try {
+    const body = { ...who(), ...settings(), k: $("k").valueAsNumber || 5 };
     const [profile, answer] = await Promise.all([
-      api.user(userId, signal),
-      api.recommend({ user_id: userId, ...settings }, signal),
+      isGuest() ? null : api.user(current, signal),
+      api.recommend(body, signal, steps($("steps"))),
     ]);
-    showHistory(profile);
+    if (profile) showHistory(profile);
+    $("history").hidden = !profile;
     showAnswer(answer);
   } catch (error) {
     if (error.name === "AbortError") return;
-    say(error.message, "error", () => show(userId));
+    say(error.message, "error", refresh);
+    $("door").hidden = error.status !== 401;
     $("cards").replaceChildren();
     for (const id of ["timings", "history", "why"]) $(id).hidden = true;
   }
+  $("steps").hidden = true;
   $("cards").classList.remove("busy");
 }
 
@@ -68,8 +84,9 @@ async function feedback(item, label, button) {
   both.forEach((one) => { one.disabled = true; });
   const key = [...crypto.getRandomValues(new Uint32Array(4))].map((n) => n.toString(16)).join("");
   try {
-    await api.interact({ user_id: current, item_id: item.item_id, label, event: "page" }, key);
-    await show(current);
+    if (isGuest()) pick(item, label);
+    else await api.interact({ user_id: current, item_id: item.item_id, label, event: "page" }, key);
+    await refresh();
     if (!$("status").textContent) say(`Noted: ${label ? "liked" : "not for me"}, ${item.title}.`);
   } catch (error) {
     both.forEach((one) => { one.disabled = false; });
@@ -77,15 +94,26 @@ async function feedback(item, label, button) {
   }
 }
 
+function pick(item, label) {
+  picks.set(item.item_id, { item, label });
+  $("picks").replaceChildren(...[...picks].map(([id, { item: known, label: liked }]) =>
+    el("li", {},
+      el("span", {}, titled(known)),
+      el("button", { type: "button", class: liked ? "yes" : "no", "aria-label": `${liked ? "Liked" : "Not liked"}: ${known.title}. Change`,
+                     onclick: () => pick(known, liked ? 0 : 1) }, liked ? "liked" : "not for me"),
+      el("button", { type: "button", "aria-label": `Remove ${known.title}`,
+                     onclick: ({ target }) => { picks.delete(id); target.closest("li").remove(); } }, "×"))));
+}
+
 async function why(itemId) {
+  const { signal } = asked;
   say("Looking into it …", "", null, $("why-status"));
   try {
-    const body = { user_id: current, item_id: itemId, detail: $("detail").value, high_stakes: $("stakes").checked };
-    const answer = await api.explain(body);
+    const answer = await api.explain({ ...who(), ...settings(), item_id: itemId }, signal, () => {});
     $("why-card").replaceChildren(...answer.items.map((entry) => card(entry, 0, feedback)));
     say(answer.degraded ? `Not the full answer: ${answer.degraded_reason}.` : "", "degraded", null, $("why-status"));
   } catch (error) {
-    say(error.message, "error", () => why(itemId), $("why-status"));
+    if (error.name !== "AbortError") say(error.message, "error", () => why(itemId), $("why-status"));
   }
 }
 
@@ -93,15 +121,33 @@ combo($("user"), $("users"),
   async (text, signal) => (await api.users(text, signal)).users.map(({ user_id, history: count }) =>
     ({ value: user_id, label: user_id, hint: plural(count, "rating") })),
   ({ value }) => show(value));
-combo($("item"), $("items"),
-  async (text, signal) => (await api.items(text, signal)).items.map((item) =>
-    ({ value: item.item_id, label: titled(item), hint: item.features.join(" · ") })),
+const titles = async (text, signal) => (await api.items(text, signal)).items.map((item) =>
+  ({ item, value: item.item_id, label: titled(item), hint: item.features.join(" · ") }));
+combo($("item"), $("items"), titles,
   ({ value }) => why(value));
+combo($("pick"), $("found"), titles, ({ item }) => { pick(item, 1); $("pick").value = ""; });
 
+document.querySelectorAll("input[name=mode]").forEach((one) => one.addEventListener("change", () => {
+  $("guest").hidden = !isGuest();
+  $("known").hidden = isGuest();
+  $("history").hidden = isGuest() || !$("events").children.length;
+}));
 $("chooser").addEventListener("submit", (event) => {
   event.preventDefault();
   const userId = $("user").value.trim();
+  if (isGuest()) {
+    if (!picks.size) return say("Pick a title or two that you know, then ask.");
+    history.replaceState(null, "", location.pathname);
+    return refresh();
+  }
   if (userId) show(userId);
+});
+$("door").addEventListener("submit", (event) => {
+  event.preventDefault();
+  api.setKey($("key").value.trim());
+  $("key").value = "";
+  $("door").hidden = true;
+  if (current || isGuest()) refresh();
 });
 $("why").addEventListener("submit", (event) => event.preventDefault());
 const wanted = decodeURIComponent(location.hash.slice(1));

@@ -19,6 +19,9 @@ export function card(entry, rank, feedback) {
         el("b", {}, percent(score)), el("span", { class: "quiet" }, `confidence ${percent(confidence)}`))),
     bar(score, likes),
     reasons(explanation.sentences, evidence),
+    explanation.counterfactual
+      ? el("div", { class: "hangs" }, withChips(explanation.counterfactual.text, explanation.counterfactual.evidence, evidence))
+      : null,
     explanation.rewritten
       ? el("p", { class: "quiet" }, `${plural(explanation.rewritten, "sentence")} written from the evidence, not by the student`)
       : null,

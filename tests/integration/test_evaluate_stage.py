@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipelines import evaluate, publish
+from pipelines.assemble import assemble
 from pipelines.report import write_report
 from ray_app.artifacts import Run, execute
 from ray_app.bundle import Bundle
@@ -78,11 +79,32 @@ def test_the_engine_scores_what_training_scored(finished, bundle, student):
         assert student.run(student.score(requests)) == pytest.approx(trained, abs=2e-4)
 
 
+def test_only_experts_that_beat_the_global_adapter_enter_a_bundle(trained_run, tmp_path):
+    shutil.copytree(trained_run.run.folder.root, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    rows = run.stage("train").read_json("experts.json")
+    assert all(row["published"] == (row["doubt"] <= 0.1) for row in rows)
+    rows = [row | {"published": row["expert"] == "expert-1"} for row in rows]
+    run.stage("train").write_json("experts.json", rows)
+    assemble(trained_run.config, run, tmp_path / "bundle", "test", "v1")
+    opened = Bundle.open(tmp_path / "bundle")
+    assert opened.experts == ["expert-1"]
+    assert sorted(path.name for path in (tmp_path / "bundle" / "adapters").iterdir()) == [
+        "expert-1@v1", "global@v1",
+    ]  # fmt: skip
+    for vector in opened.clusters.centres / opened.clusters.scale + opened.clusters.mean:
+        assert set(opened.choice(vector).weights) <= {"expert-1", "global"}
+
+
 def test_evaluate_measures_the_student_beside_its_rivals(finished):
     metrics = finished[1].stage("evaluate").read_json("metrics.json")
     exposed, catalogue = metrics["exposed"]["scorers"], metrics["catalogue"]["scorers"]
-    assert {"student", "random", "popularity", "item rate", "Swing", "trees"} <= set(exposed)
-    assert {"student", "student alone", "random", "popularity", "item rate", "Swing"} <= set(catalogue)
+    plain = {"student", "random", "popularity", "item rate", "Swing", "cosine", "EASE"}
+    assert plain | {"logistic regression", "trees"} == set(exposed)
+    assert plain | {"student alone", "trend"} == set(catalogue)
+    assert {name for name, entry in exposed.items() if "ece" in entry} == {
+        "student", "item rate", "logistic regression", "trees",
+    }  # fmt: skip
     scores = pl.read_parquet(finished[1].stage("evaluate").path("scores.parquet"))
     auc = roc_auc_score(scores["label"], scores["score_student"])
     assert exposed["student"]["auc"]["value"] == pytest.approx(auc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from pipelines import cluster as clusters
-from pipelines import deploy, env, submit
+from pipelines import deploy, env, monitor, submit
 from ray_app.config import RayConfig
 from ray_app.errors import LaunchError
 
@@ -114,15 +115,65 @@ def test_a_healthy_cluster_is_found_again(root, cluster):
 
 def test_a_job_runs_on_a_copy_of_the_code_in_the_one_environment(root, cluster):
     heard = []
-    package = submit.run_job(root, cluster, f"{sys.executable} job.py", heard.append)
+    package = submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py", heard.append)
     assert f"worker saw packaged token {root}/.local/torch_extensions" in "".join(heard)
     assert package.startswith("gcs://")
 
 
 def test_a_failed_job_is_one_line_with_its_last_words(root, cluster):
     with pytest.raises(LaunchError, match="ended as FAILED: the wheel came off: put it back") as caught:
-        submit.run_job(root, cluster, f"{sys.executable} job.py fail", lambda text: None)
+        submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py fail", lambda text: None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_submitted_job_is_tagged_followed_and_not_started_twice(root, cluster, tmp_path, capsys):
+    """`pipelines.run` of this small checkout says its arguments, then waits for a file."""
+    (root / "pipelines").mkdir(exist_ok=True)
+    (root / "pipelines" / "run.py").write_text(
+        "import pathlib, sys, time\n"
+        "print('asked for', *sys.argv[1:], flush=True)\n"
+        f"while not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.1)\n"
+    )
+    (tmp_path / "c.yaml").write_text("name: shop\n")
+    words = ["--config", str(tmp_path / "c.yaml"), "--run", str(tmp_path / "r"), "--tag", "team=search"]
+    options = submit.arguments().parse_args([*words, "--detach", "--until", "swing"])
+    submit.submit(options, root)
+    started = capsys.readouterr().out.split()[1]
+    submit.submit(options, root)
+    assert f"job {started} is at work" in capsys.readouterr().out
+    (tmp_path / "go").touch()
+    options.detach = False
+    submit.submit(options, root)
+    told = capsys.readouterr().out
+    assert "--run " + str(tmp_path / "r") in told
+    assert "--until=swing" in told
+    assert told.rstrip().endswith("finished")
+    job = submit.client(root, cluster.dashboard).get_job_info(started)
+    assert job.metadata.items() >= {"run": str(tmp_path / "r"), "config": "shop", "team": "search"}.items()
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason=f"no prometheus on PATH: {monitor.INSTALL}")
+def test_prometheus_finds_the_clusters_nodes_by_itself_and_ends(root, cluster):
+    shutil.copytree(Path(__file__).parents[2] / "configs", root / "configs", dirs_exist_ok=True)
+    said = []
+    taken = monitor.free_port()
+    running = monitor.up(root, cluster, taken, say=said.append)
+    try:
+        assert (said, running.port) == ([], taken)
+        assert monitor.up(root, cluster, taken) == running
+        assert monitor.ask(running.url, "sum(up)")[0][1] >= 1
+        with pytest.raises(LaunchError, match="Prometheus refuses 'sum"):
+            monitor.ask(running.url, "sum(")
+        figures, alerts = monitor.table(root, running.url)
+        assert figures.row_count >= len(list(monitor.queries(root)))
+        assert alerts.row_count == 7
+        for name in ("targets", "alerts"):
+            assert httpx.get(monitor.page(running.url, name), trust_env=False).status_code == 200
+
+    finally:
+        assert monitor.down(root)
+    assert running.process.live() is None
+    assert not monitor.down(root)
 
 
 @pytest.fixture
@@ -141,13 +192,13 @@ def test_an_interrupt_stops_the_job(root, cluster):
 
     command = f"{sys.executable} -c 'import time; print(\"started\", flush=True); time.sleep(60)'"
     with pytest.raises(KeyboardInterrupt):
-        submit.run_job(root, cluster, command, interrupt)
-    latest = max(submit.client(root, cluster).list_jobs(), key=lambda job: job.start_time)
+        submit.run_job(root, cluster.dashboard, command, interrupt)
+    latest = max(submit.client(root, cluster.dashboard).list_jobs(), key=lambda job: job.start_time)
     assert latest.status.value == "STOPPED"
 
 
 def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bundle(root, cluster):
-    package = submit.run_job(root, cluster, "true", lambda text: None)
+    package = submit.run_job(root, cluster.dashboard, "true", lambda text: None)
     made_from = {"config": "c.yaml", "run": "/runs/a", "package": package, "bundle": "1"}
     port = clusters.free_port()
     said = []

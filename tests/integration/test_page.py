@@ -128,3 +128,52 @@ def test_all_controls_have_names(page):
     unnamed = """[...document.querySelectorAll('input, select, button')].filter((one) =>
         !one.labels?.length && !one.textContent.trim() && !one.getAttribute('aria-label')).length"""
     assert page.run(unnamed) == 0
+
+
+STEPS = """(() => {
+  window.seen = new Set();
+  const look = () => document.querySelectorAll('#steps li b').forEach((one) => window.seen.add(one.textContent));
+  new MutationObserver(look).observe(document.querySelector('#steps'), { childList: true, subtree: true });
+})()"""
+
+
+def test_the_steps_of_the_agents_are_shown_while_they_think(page):
+    page.run(STEPS)
+    page.run("document.querySelector('#chooser').requestSubmit()")
+    page.until(f"window.seen.size === 5 && {IDLE} && document.querySelector('#steps').hidden")
+    assert page.run("[...window.seen].sort().join(' ')") == (
+        "explanation reasoning reflection retrieval swing"
+    )
+
+
+def test_somebody_without_an_account_names_titles_and_is_not_stored(page):
+    page.run("document.querySelector('input[value=guest]').click()")
+    assert page.run("document.querySelector('#known').hidden")
+    for title in ("Drama Tale 33", "Drama Tale 37"):
+        page.run("document.querySelector('#pick').focus()")
+        page.type(title)
+        page.until(
+            "!document.querySelector('#found').hidden && "
+            f"document.querySelector('#found li').textContent.startsWith('{title}')"
+        )
+        page.press("ArrowDown")
+        page.press("Enter")
+        page.until("document.querySelector('#pick').value === ''")
+    page.run("document.querySelectorAll('#picks li')[1].querySelector('button').click()")
+    assert "not for me" in page.run("document.querySelectorAll('#picks li')[1].textContent")
+    before = page.run("fetch('/v1/users?limit=1000').then((one) => one.text())")
+    page.run("document.querySelector('#chooser').requestSubmit()")
+    page.until(f"document.querySelector('#history').hidden && {CARDS} === 5 && {IDLE}")
+    assert "Drama Tale 33" in page.run("document.querySelector('#cards').textContent")
+    top = page.run("document.querySelector('#cards .card').getAttribute('aria-label')")
+    page.run("document.querySelectorAll('#cards .card .acts button')[0].click()")
+    page.until(f"document.querySelector('#status').textContent.includes('Noted') && {IDLE}")
+    assert top in page.run("document.querySelector('#picks').textContent")
+    assert page.run("fetch('/v1/users?limit=1000').then((one) => one.text())") == before
+    page.resize(360, 740)
+    assert page.run("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_a_decision_hangs_on_is_told(page):
+    lines = "[...document.querySelectorAll('.hangs')].map((one) => one.textContent)"
+    assert all(line.startswith("Without “") for line in page.run(lines))

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ray_app.client import Client
 from ray_app.records import Recommendation
 from tests.bundles import LinearStudent, make_bundle, store_url
 
@@ -69,6 +70,19 @@ def test_five_agents_answer_together(service):
         "explanation",
         "total",
     }
+
+
+def test_steps_are_streamed_through_the_proxy(service):
+    client = Client(http=service)
+    *steps, answer = client.stream("u3", 2)
+    visitor = client.recommend(liked=["i4", "i8"], k=2, detail="trail")
+    assert [step.work for step in steps if step.ms is not None][:4] == [
+        "fetch",
+        "propose",
+        "assemble",
+        "decide",
+    ]
+    assert len(answer.items) == len(visitor.items) == 2
 
 
 def test_errors_of_agents_cross_the_graph_as_problems(service):

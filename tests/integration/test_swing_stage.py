@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines import neighbours, swing
+from pipelines import neighbours
 from pipelines.swing import spec
 from ray_app.artifacts import Folder, Run, StageSpec, execute
 from ray_app.config import validate
 from ray_app.records import INTERACTIONS, ITEMS, USERS
-from ray_app.swing.items import item_neighbours
+from ray_app.swing.items import ItemGraph, item_centric_rows, item_neighbours, pointer
 from ray_app.swing.snapshots import load_snapshot, snapshot_for
+from ray_app.swing.spool import Spool
+from ray_app.swing.table import NeighbourTable
 from ray_app.swing.users import user_neighbours
 
 pytestmark = pytest.mark.slow
@@ -189,12 +191,33 @@ def test_kill_minus_nine_and_resume_give_the_same_bytes(finished, tmp_path):
     )
 
 
+def test_a_row_that_is_several_tasks_worth_is_cut_and_comes_out_the_same(monkeypatch):
+    rng = np.random.default_rng(3)
+    users = np.repeat(np.arange(9000, dtype=np.int32), 3)
+    items = np.where(np.arange(len(users)) % 3, 1 + rng.integers(0, 599, len(users)), 0).astype(np.int32)
+    config = CONFIG.swing.model_copy(update={"max_users_per_item": 1 << 30})
+    graph = ItemGraph.build(users, items, 9000, 600, config)
+    everything = np.arange(600, dtype=np.int32)
+    alone = NeighbourTable.assemble(600, [item_centric_rows(graph, everything, config, seed=7)])
+    monkeypatch.setattr("ray_app.swing.items.ONE_TASK_STEPS", 0)
+
+    for hot, least, most in ((9001, 3, 9), (9000, 1, 1.3)):
+        monkeypatch.setattr("ray_app.swing.items.HOT_USERS", hot)
+        spool, heard = Spool(600), []
+        assert least <= neighbours.stream_items(spool, graph, config, 7, heard.append) <= most
+        assert sum(heard) == 600
+        rows = next(spool.chunks())
+        np.testing.assert_array_equal(pointer(rows.lengths), alone.indptr)
+        for array in ("indices", "scores", "common"):
+            np.testing.assert_array_equal(getattr(rows, array), getattr(alone, array))
+
+
 def test_a_lost_worker_costs_its_tasks_only(finished, tmp_path, monkeypatch):
     """The first worker to start an item task dies in it by SIGKILL, as a lost machine's would."""
     run, _ = finished
     attempts = tmp_path / "attempts"
     attempts.mkdir()
-    real = swing.item_rows
+    real = neighbours.item_rows
 
     def dying(graph, ranks, *, config, seed):
         if len(ranks):
@@ -204,7 +227,7 @@ def test_a_lost_worker_costs_its_tasks_only(finished, tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGKILL)
         return real(graph, ranks, config=config, seed=seed)
 
-    monkeypatch.setattr(swing, "item_rows", dying)
+    monkeypatch.setattr(neighbours, "item_rows", dying)
     monkeypatch.setattr(neighbours, "ROWS_PER_TASK", 10)
     hurt = prepared(tmp_path / "run")
     config = validate(CONFIG.model_dump() | {"swing": CONFIG.swing.model_dump() | {"snapshots": 1}}, "test")

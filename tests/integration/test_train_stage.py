@@ -136,7 +136,7 @@ def kill_in_the_midst(process: subprocess.Popen, checkpoints: Path) -> dict:
         try:
             listed = json.loads((checkpoints / train.SNAPSHOT).read_text())
             last = checkpoints / listed["latest_checkpoint_result"]["checkpoint_dir_name"]
-            state = json.loads((last / "phase.json").read_text())
+            state = json.loads((last / "place-0.json").read_text())
         except (OSError, ValueError, TypeError):  # not there yet, being written, or replaced meanwhile
             state = {"phase": None}
         if state["phase"] == "global" and state["curve"]:

@@ -54,6 +54,16 @@ def test_a_sentence_about_evidence_that_was_used_already_goes():
     assert (len(made.sentences), made.rewritten) == (1, 0)
 
 
+def test_the_students_conclusion_is_kept_if_it_is_the_decisions():
+    reasons = ("The user liked [e1].", "Given this past, the user would enjoy it.")
+    kept = explain(usual(), verdict(0.8, *reasons), "standard")
+    assert kept.text == "You liked “Title e1”. Given this past, you would enjoy it."
+    assert (kept.rewritten, kept.coherent) == (0, True)
+    against = explain(usual(), verdict(0.2, "The user disliked [e2].", reasons[1]), "standard")
+    assert against.text == "You disliked “Title e2”, so overall you would not like it."
+    assert explain(usual(), verdict(0.8, *reasons), "brief").text.count(".") == 1
+
+
 def test_without_reasons_the_evidence_is_told():
     made = explain(usual(), verdict(0.8), "standard")
     assert (len(made.sentences), made.rewritten, made.coherent) == (3, 3, True)
@@ -161,11 +171,19 @@ def test_facts_carry_the_numbers():
 def test_every_phrase_of_the_writer_reads_as_english():
     """No ids, no user in the third person, no doubled words, in any style."""
     texts = [
-        phrase.format(e=f"[{name}]", liked="liked", was="was liked", shared="Comedy", some="some")
+        phrase.format(
+            e=f"[{name}]",
+            liked="liked",
+            was="was liked",
+            a="a 5 of 5",
+            link="shares Comedy but adds Drama",
+            target="the target with its Comedy",
+            favour=", 7 of 10 in favour",
+        )
         for style in STYLES.values()
         for name, phrases in (
-            ("e1", style.related + style.unrelated),
-            ("e3", style.neighbour + style.neighbour_plain),
+            ("e1", style.own),
+            ("e3", style.neighbour),
             ("e4", style.peers),
             ("e5", style.crowd),
         )

@@ -85,10 +85,10 @@ def test_a_decision_without_reasons_is_not_inconsistent():
 
 def test_synthesis_by_hand():
     look = SecondLook({"history": 0.4, "pool": 0.5}, {"expert-0": 0.3})
-    z = 0.6 * logit(0.6) + 0.25 * (logit(0.4) + logit(0.5)) / 2 + 0.15 * logit(0.3)
+    z = (0.6 + 0.25 / 3) * logit(0.6) + 0.25 * (logit(0.4) + logit(0.5)) / 3 + 0.15 * logit(0.3)
     assert synthesis(0.6, [look]) == pytest.approx(expit(z))
-    without_segment = (0.6 * logit(0.6) + 0.25 * logit(0.4)) / 0.85
-    assert synthesis(0.6, [SecondLook({"history": 0.4}, {})]) == pytest.approx(expit(without_segment))
+    others_stay = (1 - 0.25 / 3) * logit(0.6) + 0.25 / 3 * logit(0.4)
+    assert synthesis(0.6, [SecondLook({"history": 0.4}, {})]) == pytest.approx(expit(others_stay))
 
 
 @given(PROBABILITY, st.lists(PROBABILITY, max_size=4), st.lists(PROBABILITY, max_size=2))

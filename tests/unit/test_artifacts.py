@@ -77,6 +77,15 @@ def test_a_failed_replacement_leaves_the_old_content_and_no_scratch(folder):
         assert os.listdir(folder.root) == ["x"]
 
 
+def test_a_file_may_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        Folder(tmp_path).write("x", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_file_being_written_is_not_seen_and_a_killed_one_never(tmp_path):
     folder = Folder(tmp_path)
     with folder.replacing("deep/x") as local:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,22 @@ def test_an_empty_history_can_be_asked_about(bundle):
     choice = bundle.choice(vectors["user"][0])
     assert sum(choice.weights.values()) == pytest.approx(1)
     assert set(choice.weights) <= {*EXPERTS, "global"}
+
+
+def test_an_item_nobody_has_rated_gets_the_rate_of_its_kind_and_finite_vectors(bundle):
+    state = bundle.state
+    nobody = {name: getattr(state, name).copy() for name in ("count", "positives", "deviation")}
+    for values in nobody.values():
+        values[7] = 0
+    cold = replace(bundle, state=replace(state, **nobody))
+    count, rate, effect = cold.statistics(np.array([7], np.int32))[0]
+    features = [cold.catalogue.vocabulary.index(name) for name in cold.items[7].features]
+    g = state.global_rate
+    kinds = (state.feature_positives[features] + 20 * g) / (state.feature_count[features] + 20)
+    assert (count, rate, effect) == (0, pytest.approx(kinds.mean()), 0)
+    vectors = cold.vectors(cold.history("u0", []), np.array([7]), cold.cut + 1)
+    assert all(np.isfinite(values).all() for values in vectors.values())
+    assert vectors["item"][0].any()
 
 
 def test_no_target_is_no_vector(bundle):

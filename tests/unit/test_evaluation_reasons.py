@@ -60,6 +60,12 @@ def problems(text: str) -> list[str]:
         "The user liked [e1], so overall the user would not avoid this.",
         "( [e1] <r1> <-> ) The user liked [e1].",
         "“Dull, the…” was avoided.",
+        "The user liked [e1], which shares Comedy but adds War.",
+        "The user disliked [e2], a 2 of 5 that shares no feature but has Drama.",
+        "Some similar users liked [e3], and the wider audience disliked the target [e4].",
+        "Although the user disliked [e2], similar users liked [e3].",
+        "The wider audience disliked the target with its Romance, 4 of 10 in favour [e4].",
+        "In [e3] some similar users, unlike the audience, liked it.",
     ],
 )
 def test_a_true_statement_has_no_problem(text: str):
@@ -82,6 +88,19 @@ def test_a_true_statement_has_no_problem(text: str):
         ("Similar users gave [e3] 4.5 on average.", "no number 4.5 in the cited evidence"),
         ("The target was not popular, with 60% positive [e4].", "no number 60% in the cited evidence"),
         ("With no feature in common, [e1] was liked.", "e1 shares Comedy"),
+        (
+            "The user liked [e1], which shares Comedy but adds Drama.",
+            "Drama is not a feature of the cited evidence",
+        ),
+        ("The user liked [e1], which shares War but adds Comedy.", "War is not shared by the cited evidence"),
+        ("Similar users liked [e1].", "e1 is no opinion of similar users"),
+        ("The user liked [e1], and similar users disliked [e2].", "e2 is no opinion of similar users"),
+        ("The user enjoyed [e3].", "e3 is no opinion of the user"),
+        ("The wider audience liked [e3].", "e3 is no opinion of the audience"),
+        ("The target was disliked by similar users [e4].", "e4 is no opinion of similar users"),
+        ("Similar users liked the target [e3].", "e3 is not about the target"),
+        ("The target itself was liked, see [e1].", "e1 is not about the target"),
+        ("A few similar users liked [e3].", "e3 has some ratings"),
     ],
 )
 def test_a_false_statement_is_found(text: str, problem: str):
@@ -97,6 +116,7 @@ def test_groundedness_counts_statements_and_leaves_a_bare_conclusion_out():
         to_step("The user liked [e1]."),
         to_step("The user liked [e2]."),
         to_step("Overall, the answer is No."),
+        to_step("So the user would not enjoy it."),
     ]
     result = groundedness(CONTEXT, steps, VOCABULARY)
     assert (result.statements, result.grounded, result.share) == (2, 1, 0.5)

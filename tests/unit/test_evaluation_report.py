@@ -29,6 +29,7 @@ def invented_metrics() -> dict[str, Any]:
     exposed = ["auc", "uauc", "snapshot_accuracy", "ndcg@5", "ndcg@10", "map@5", "map@10", "uauc_null"]
     full = ["ndcg@5", "ndcg@10", "map@5", "map@10"]
     table = {name: invented_entry(0.51 + 0.05 * place, exposed) for place, name in enumerate(SCORERS)}
+    table["student"]["ece"] = {"value": 0.031, "low": None, "high": None}
     difference = {"difference": 0.031, "low": 0.011, "high": 0.05, "p_value": 0.0002, "users": 111}
     return {
         "run": {
@@ -83,9 +84,31 @@ def invented_metrics() -> dict[str, Any]:
             for name in ("global", "expert-0", "expert-1")
         ],
         "experts": [
-            {"name": "expert-0", "users": 40, "rows": 500, "auc_expert": 0.79, "auc_global": 0.78},
+            {
+                "name": "expert-0",
+                "users": 40,
+                "rows": 500,
+                "valid_users": 31,
+                "auc_expert": 0.79,
+                "auc_global": 0.78,
+                "gain": 0.0123,
+                "low": 0.0021,
+                "high": 0.0234,
+                "doubt": 0.01,
+                "better": 0.61,
+                "published": True,
+            },
             {"name": "expert-1", "users": 30, "rows": 20, "auc_expert": None, "auc_global": 0.71},
         ],
+        "ablation": {
+            "split": "valid",
+            "rows": 1111,
+            "seeds": [7, 8],
+            "variants": {
+                name: {"auc": {"mean": 0.771, "spread": 0.0042, "values": [0.768, 0.774]}}
+                for name in ("student", "without experts")
+            },
+        },
         "teacher": {
             "engine": "evidence writer",
             "rows": 200,
@@ -223,6 +246,25 @@ def test_the_page_shows_the_numbers_it_was_given(page: str):
     assert page.index("UAUC null") - page.index('<th scope="col">UAUC</th>') < 60
 
 
+def test_the_headline_table_has_every_scorer_and_only_the_headlines_columns(page: str):
+    table = page[page.index("<h2>Headline") :].split("</table>")[0]
+    columns = re.findall(r'<th scope="col">(.*?)</th>', table)
+    assert columns == ["Scorer", "AUC", "UAUC", "UAUC null", "NDCG@5", "MAP@5", "Snapshot", "ECE"]
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == SCORERS
+
+
+def test_an_experts_gain_has_its_interval_and_says_if_it_is_published(page: str):
+    row = re.search(r'<th scope="row">expert-0</th>.*?</tr>', page)
+    assert row and ".0123<small>.0021 – .0234</small>" in row.group() and "<td>yes</td>" in row.group()
+    row = re.search(r'<th scope="row">expert-1</th>.*?</tr>', page)
+    assert row and "<td>yes</td>" not in row.group()
+
+
+def test_the_ablation_shows_mean_and_spread(page: str):
+    assert '<th scope="row">without experts</th><td>.771<small>± .004</small></td>' in page
+    assert "mean over seeds 7, 8" in page
+
+
 def test_titles_replace_citations_and_are_escaped(page: str):
     assert "“An &lt;Invented&gt; Film (1901)”" in page
     assert "[e1]" not in page
@@ -238,7 +280,7 @@ def test_every_gap_is_named_as_not_measured(tmp_path: Path):
     text = render({"run": {"name": "empty"}, "champion": "student"}, [], tmp_path).read_text()
     for heading in re.findall(r"<h2>(.*?)</h2>(.*?)</section>", text, re.DOTALL):
         assert "not measured" in heading[1], heading[0]
-    assert len(re.findall("<h2>", text)) == 11
+    assert len(re.findall("<h2>", text)) == 12
 
 
 def test_one_missing_measure_is_named_in_its_row(page: str):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import cluster as clusters
-from pipelines import deploy, env, local, run, setup, submit
+from pipelines import common, deploy, env, local, monitor, run, setup, submit
 from ray_app.artifacts import Run, StageSpec
 from ray_app.config import load, validate
 from ray_app.errors import ArtifactError, ConfigError, LaunchError
@@ -279,6 +279,59 @@ def test_last_line_of_a_log_that_comes_in_pieces():
     assert "".join(heard) == "one\ntwo\nerror: no such key\n\n"
 
 
+def test_a_package_that_is_too_large_is_refused_and_its_largest_paths_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "LIMIT_MB", 1)
+    for name, size in (("data/a/big.bin", 900), ("data/a/more.bin", 300), ("runs/x.bin", 5000), ("x.py", 1)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size * 1024))
+    with pytest.raises(LaunchError, match=r"has 1 MB, at most 1 travel; largest: data/a \(1 MB\), x\.py"):
+        submit.check_size(tmp_path)
+    (tmp_path / ".gitignore").write_text("data/\n")
+    submit.check_size(tmp_path)
+
+
+def test_this_checkout_travels():
+    submit.check_size(REPO)
+
+
+def test_jobs_carry_run_config_and_tags():
+    found = submit.tags(["team=search"], validate({"name": "shop"}, "test"), "s3://b/runs/shop")
+    assert found.items() >= {"run": "s3://b/runs/shop", "config": "shop", "team": "search"}.items()
+    for wrong in ("team", "run=other", "=x"):
+        with pytest.raises(ConfigError, match=f"--tag '{wrong}'"):
+            submit.tags([wrong], validate({}, "test"), "r")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--config", "configs/local.yaml"], "run folder 'runs' is relative"),
+        (["--config", "{outside}", "--run", "memory://b/r"], "is outside the checkout"),
+    ],
+)
+def test_what_another_cluster_could_not_find_is_refused(tmp_path, words, reason):
+    (tmp_path / "c.yaml").write_text("name: shop\n")
+    words = [word.format(outside=tmp_path / "c.yaml") for word in words]
+    options = submit.arguments().parse_args([*words, "--address", "http://127.0.0.1:1"])
+    with pytest.raises(ConfigError, match=reason):
+        submit.submit(options)
+
+
+def test_prometheus_that_is_not_installed_is_said_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor.shutil, "which", lambda name: None)
+    head = clusters.Process(pid=1, created=0.0)
+    with pytest.raises(LaunchError, match="apt-get install"):
+        monitor.up(tmp_path, state(head, tmp_path))
+
+
+def test_prometheus_of_another_time_with_our_pid_is_left_alone(tmp_path, bystander):
+    one = monitor.Monitor(process=clusters.Process(pid=bystander.pid, created=1.0), port=1)
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local" / monitor.STATE).write_text(one.model_dump_json())
+    assert monitor.load_state(tmp_path) is None
+    assert not monitor.down(tmp_path)
+
+
 def test_relative_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.csv").touch()
@@ -286,7 +339,7 @@ def test_relative_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch
     file.write_text(
         "data: {source: files, interactions: mine.csv, items: s3://b/items}\nstudent: {base: org/model}\n"
     )
-    assert local.absolute_paths(load(file)) == [f"data.interactions={tmp_path}/mine.csv"]
+    assert submit.absolute_paths(load(file)) == [f"data.interactions={tmp_path}/mine.csv"]
 
 
 def test_the_effective_config_is_named_by_its_content_and_loads_again(tmp_path):
@@ -329,7 +382,7 @@ def test_stages_run_once_then_are_skipped_unless_forced(tmp_path, monkeypatch, c
 
     specs = {"prepare": spec("prepare", []), "swing": spec("swing", ["prepare"])}
     monkeypatch.setattr(run, "make_spec", lambda name, config, folder: specs[name])
-    monkeypatch.setattr(run, "start_ray", lambda config: None)
+    monkeypatch.setattr(common, "start_ray", lambda config: None)
     folder = Run(tmp_path / "r")
     with pytest.raises(ArtifactError, match=r"prepare of run .* is not finished"):
         run.run_stages(["swing"], validate({}, "test"), folder)
@@ -352,7 +405,18 @@ def make(*words: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
 
 def test_make_alone_lists_its_targets():
     listed = make().stdout
-    for target in ("setup", "run", "stop", "test", "test-fast", "test-slow", "lint", "fmt", "clean"):
+    for target in (
+        "setup",
+        "run",
+        "stop",
+        "monitor",
+        "test",
+        "test-fast",
+        "test-slow",
+        "lint",
+        "fmt",
+        "clean",
+    ):
         assert f"make {target} " in listed
 
 

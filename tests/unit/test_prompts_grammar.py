@@ -17,9 +17,6 @@ from ray_app.prompts.student import reasoning_target
 from ray_app.prompts.teacher import TEMPLATES
 from ray_app.records import Context, Trace
 
-TEACHER_STEPS = 5
-"""The most that the evidence writer writes."""
-
 
 def trace(about: Context, template: str, seed: int) -> Trace:
     facts = {"id": "1", "prompt": "", "n": 1, "max_tokens": 320, "temperature": 0.7}
@@ -43,8 +40,8 @@ def trace(about: Context, template: str, seed: int) -> Trace:
     )
 
 
-def accepts(about: Context, answer: bool, text: str, steps: int = TEACHER_STEPS) -> bool:
-    return re.fullmatch(reasoning_regex(about, answer, steps), text) is not None
+def accepts(about: Context, answer: bool, text: str) -> bool:
+    return re.fullmatch(reasoning_regex(about, answer), text) is not None
 
 
 @settings(max_examples=120, deadline=None)
@@ -54,9 +51,6 @@ def test_every_trace_of_the_evidence_writer_fits_and_only_with_its_own_answer(ab
     text = reasoning_target(made, about)
     assert accepts(about, made.verdict, text), text
     assert not accepts(about, not made.verdict, text)
-    assert accepts(about, made.verdict, text, len(made.steps))
-    if len(made.steps) > 1:
-        assert not accepts(about, made.verdict, text, len(made.steps) - 1)
 
 
 @settings(max_examples=80, deadline=None)
@@ -67,7 +61,7 @@ def test_a_card_with_an_altered_fact_never_fits(about, seed, data):
     (cited, *_) = made.steps[0].citations
     entry = about.cited(cited)
     assert entry is not None
-    changes: list[dict] = [{"sign": -entry.sign}, {"shared": [*entry.shared, "Western"]}]
+    changes: list[dict] = [{"sign": -entry.sign}, {"shared": ["Western", *entry.shared]}]
     if entry.kind == "history":
         changes.append({"rating": 1.0 if entry.rating == 5 else 5.0 if entry.rating == 4 else 4.0})
     if entry.kind == "peers":
@@ -79,13 +73,16 @@ def test_a_card_with_an_altered_fact_never_fits(about, seed, data):
     assert not accepts(about, made.verdict, lie)
 
 
-GOOD = " ( [e1] <r5> <+> <=> Comedy ) The user liked [e1]. ( [e2] <r2> <-> ) But not [e2]. ( Yes )"
+GOOD = (
+    " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
+    " ( [e2] history <r2> <-> <~> Drama War ) But not [e2]. ( Yes ) So the user would like it."
+)
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("( [e1] <r5>", "( [e9] <r5>"),
+        ("( [e1] history", "( [e9] history"),
         ("liked [e1]", "liked [e9]"),
         ("liked [e1]", "liked [e2]"),
         ("liked [e1].", "liked it."),
@@ -94,13 +91,17 @@ GOOD = " ( [e1] <r5> <+> <=> Comedy ) The user liked [e1]. ( [e2] <r2> <-> ) But
         ("<r5> <+>", "<r5> <->"),
         ("<=> Comedy", "<=> Drama"),
         (" <=> Comedy", ""),
-        ("( [e2] <r2> <-> ) ", ""),
+        ("<~> Drama War", "<~> Drama"),
+        ("[e1] history", "[e1] neighbour"),
+        ("( [e2] history <r2> <-> <~> Drama War ) ", ""),
         ("The user liked", "The <+> user liked"),
         ("The user liked", "The (user) liked"),
         ("The user", "The\nuser"),
         ("( Yes )", "( No )"),
         ("( Yes )", ""),
-        ("( Yes )", "( Yes ) and more"),
+        ("( Yes ) So", "So"),
+        ("would like it.", "would like it [e3]."),
+        (" So the user would like it.", ""),
         (" ( [e1]", "( [e1]"),
     ],
 )
@@ -110,25 +111,39 @@ def test_each_planted_fault_is_refused(old, new):
     assert not accepts(usual(), True, GOOD.replace(old, new, 1))
 
 
-def test_steps_may_come_in_any_order_and_number_up_to_the_limit():
-    card = evidence_card(usual().evidence[3])
-    step = f" {card} Peers disliked it [e4]."
-    for count in (1, 2, 3, 4):
-        assert accepts(usual(), False, step * count + " ( No )", 4)
-    assert not accepts(usual(), False, step * 5 + " ( No )", 4)
-    assert not accepts(usual(), False, " ( No )", 4)
+@pytest.mark.parametrize(
+    ("order", "fits"),
+    [
+        ("1", True),
+        ("4", True),
+        ("12345", True),
+        ("34512", True),
+        ("12", True),
+        ("", False),
+        ("11", False),
+        ("21", False),
+        ("54", False),
+        ("5431", False),
+        ("132", False),
+        ("341", True),
+        ("3141", False),
+    ],
+)
+def test_an_entry_is_cited_once_and_own_and_others_stand_together_in_order(order, fits):
+    steps = [f" {evidence_card(usual().evidence[int(n) - 1])} As for [e{n}], so it is." for n in order]
+    assert accepts(usual(), False, "".join(steps) + " ( No ) The user would not like it.") is fits
 
 
 def test_without_evidence_only_the_conclusion_is_left():
-    assert accepts(context(), False, " ( No )")
-    assert not accepts(context(), False, " It is bad. ( No )")
+    assert accepts(context(), False, " ( No ) The user would not like it.")
+    assert not accepts(context(), False, " It is bad. ( No ) The user would not like it.")
 
 
 @pytest.mark.parametrize("feature", ["C++", "a.b", "x|y", "$5^2", "{1}", "back\\slash", *FEATURES])
 def test_features_are_text_and_no_pattern(feature):
     entry = evidence("e1", "history", 1, shared=[feature], features=[feature])
     about = context(entry)
-    text = f" {evidence_card(entry)} The user liked [e1]. ( Yes )"
+    text = f" {evidence_card(entry)} The user liked [e1]. ( Yes ) So be it."
     assert accepts(about, True, text)
     assert not accepts(about, True, text.replace("<=> ", "<=> z"))
 
@@ -137,11 +152,12 @@ def test_features_are_text_and_no_pattern(feature):
 @given(st.data())
 def test_whatever_fits_reads_back_as_true_cards_and_the_answer(data):
     about, answer = usual(), data.draw(st.booleans())
-    text = data.draw(st.from_regex(reasoning_regex(about, answer, 2), fullmatch=True))
+    text = data.draw(st.from_regex(reasoning_regex(about, answer), fullmatch=True))
     written = parse_reasoning(text)
     cards = {evidence_card(entry)[2:-2].strip() for entry in about.evidence}
     assert written.conclusion is answer
-    assert 1 <= len(written.steps) <= 2
-    assert {body for body, _ in written.steps} <= cards
-    for body, step in written.steps:
+    steps = [(body, step) for body, step in written.steps if body not in ("Yes", "No")]
+    assert {body for body, _ in steps} <= cards
+    assert len({body for body, _ in steps}) == len(steps) >= 1
+    for body, step in steps:
         assert [f"[{name}]" for name in step.citations] == [body.split()[0]]

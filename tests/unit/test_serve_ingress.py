@@ -103,7 +103,7 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(clien
     page = client.get("/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in ("app.js", "api.js", "card.js", "combo.js", "dom.js", "style.css", "icon.svg"):
+    for name in ("app.js", "api.js", "card.js", "combo.js", "dom.js", "steps.js", "style.css", "icon.svg"):
         answer = client.get(f"/page/{name}")
         assert answer.status_code == 200
         assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
@@ -222,7 +222,7 @@ def test_more_requests_than_can_wait_are_refused_at_once(bundle):
     config = bundle.config.model_copy(update={"serve": few})
     gate = asyncio.Event()
 
-    async def held(_, __):
+    async def held(*_):
         await gate.wait()
         raise OverloadedError("enough")
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from ray_app.config import GateConfig
 from ray_app.errors import DataError
 from ray_app.student import calibration
-from ray_app.student.experts import GLOBAL, Clusters, choose, cluster_users
+from ray_app.student.experts import GLOBAL, Clusters, choose, cluster_users, gate_logits
 
 EVERY = {"expert-0", "expert-1", "expert-2"}
 
@@ -187,3 +187,37 @@ def test_extreme_logits_are_safe():
     assert calibration.apply(maps, GLOBAL, -1e4) == 0.0
     slope, offset = calibration.fit(np.array([1e3, -1e3] * 50), np.array([1, 0] * 50))
     assert np.isfinite([slope, offset]).all()
+
+
+def test_rows_get_the_logit_of_the_gates_choice_and_only_published_experts_are_needed():
+    clusters, sharp = axes(temperature=0.1)
+    users = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    logits = {GLOBAL: np.array([1.0, 2.0, 3.0]), "expert-0": np.array([10.0, 20.0, 30.0])}
+    names, gated = gate_logits(users, clusters, {"expert-0"}, sharp, logits)
+    assert names.tolist() == ["expert-0", GLOBAL, GLOBAL]
+    assert gated.tolist() == [10.0, 2.0, 3.0]
+    _, wide = axes(temperature=0.5, single=0.7, entropy=0.99)
+    names, gated = gate_logits(np.array([[1.0, 1.0]]), clusters, {"expert-0"}, wide, logits)
+    half = math.sqrt(0.5) / 0.5
+    w = softmax(half, half, -half)
+    assert names.tolist() == ["blend"]
+    assert gated == pytest.approx(w[0] * 10 + (w[1] + w[2]) * 1)
+
+
+def test_cross_fitted_probabilities_come_from_other_users():
+    """Labels that one user's logits explain perfectly do not sharpen that user's own map."""
+    logits, labels = drawn(0.4, -0.7, 20_000)
+    users = np.arange(20_000) % 50
+    adapters = np.full(20_000, GLOBAL)
+    p = calibration.cross_fitted(adapters, logits, labels, users, seed=1)
+    both = calibration.apply_all(calibration.fit_all(adapters, logits, labels), adapters, logits)
+    assert p == pytest.approx(both, abs=0.03)
+    changed = np.where(users == 3, 1 - labels, labels)
+    again = calibration.cross_fitted(adapters, logits, changed, users, seed=1)
+    assert np.array_equal(again[users == 3], p[users == 3])
+    assert not np.array_equal(again, p)
+
+
+def test_cross_fitting_one_user_is_defined():
+    p = calibration.cross_fitted(np.full(4, GLOBAL), np.zeros(4), np.array([0, 1, 1, 1]), np.zeros(4), seed=1)
+    assert p == pytest.approx([0.5] * 4)

@@ -1,5 +1,6 @@
 """The student: its losses against a plain computation, what learns in which phase, and Llama3-8B's LoRA."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.train_loop import schedule, steps_of, stream
+from pipelines.train_loop import schedule, sizes_in, steps_of, stream, whole
 from ray_app.config import Config, LoraSection, load, validate
 from ray_app.student.model import (
     SOFT_NAMES,
@@ -295,6 +296,24 @@ def test_workers_share_the_batches_of_each_step():
 def test_a_cluster_without_examples_ends_at_once():
     config, phase = validate({}, "test"), Phase("expert-0", 1.0, 1e-3, 0)
     assert list(stream([], phase, config, ROWS, 0, 1, steps_of([], phase, config, 1))) == []
+
+
+def test_a_checkpoint_with_a_file_cut_off_or_gone_is_not_resumed(tmp_path, capsys):
+    (tmp_path / "state").mkdir()
+    weights, place = tmp_path / "state" / "weights.pt", tmp_path / "place-0.json"
+    weights.write_bytes(b"x" * 100)
+    place.write_text(json.dumps({"phase": "global", "step": 7, "files": sizes_in(tmp_path)}))
+    device = torch.device("cpu")
+    found = whole(tmp_path, 0, device)
+    assert found is not None
+    assert (found["step"], found["files"]) == (7, {"state/weights.pt": 100})
+    weights.write_bytes(b"x" * 99)
+    assert whole(tmp_path, 0, device) is None
+    assert "state/weights.pt is damaged, the phase starts over" in capsys.readouterr().out
+    weights.unlink()
+    assert whole(tmp_path, 0, device) is None
+    place.write_text(place.read_text()[:-5])
+    assert whole(tmp_path, 0, device) is None
 
 
 LLAMA3_8B = {

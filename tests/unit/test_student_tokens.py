@@ -143,7 +143,7 @@ def test_a_reasoning_row_predicts_the_verdict_in_the_prompt_and_learns_the_text_
     assert tokenizer.decode(made.ids[1 : made.answer + 1]).endswith("\nAnswer:")
     assert tokenizer.decode(made.ids[made.text_start + 1 : -1]) == REASONING
     assert made.ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(made.ids[made.answer + 2 : made.text_start + 1]) == "\nReasoning:"
+    assert tokenizer.decode(made.ids[made.answer + 2 : made.text_start + 1]) == "\nStyle: plain\nReasoning:"
 
 
 def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
@@ -151,7 +151,7 @@ def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
     about = about.model_copy(update={"target": about.target.model_copy(update={"title": "No Yes No"})})
     for prompt, continuation, reasoned in (
         (decide_prompt(about, CONFIG), YES, False),
-        (explain_prompt(about, True, CONFIG.model_copy(update={"explain_titles": True})), REASONING, True),
+        (explain_prompt(about, True, CONFIG.model_copy(update={"titles": True})), REASONING, True),
     ):
         made = sequence(tokenizer, 1, 3, 1, prompt, continuation, reasoned=reasoned)
         assert tokenizer.decode([made.ids[made.answer + 1]]) == YES

@@ -15,7 +15,7 @@ from ray_app.swing.items import ItemGraph, balance, item_neighbours, item_rows
 from ray_app.swing.table import NeighbourTable
 from ray_app.swing.weights import preset, user_weights
 
-RAW = SwingConfig(normalize="none", min_behavior=1, min_common_users=1)
+RAW = preset("flink", SwingConfig(normalize="none", min_behavior=1, min_common_users=1))
 
 
 def neighbours(baskets, config, n_items=None, seed=7):
@@ -101,7 +101,7 @@ def test_funrec_weights_case():
 
 
 def test_weight_falls_with_activity_and_is_zero_without_any():
-    np.testing.assert_allclose(user_weights(np.array([0, 1, 17]), SwingConfig()), [0, 16**-0.3, 32**-0.3])
+    np.testing.assert_allclose(user_weights(np.array([0, 1, 17]), RAW), [0, 16**-0.3, 32**-0.3])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ray_app.swing.items import (
 from ray_app.swing.weights import DAY, PRESETS, preset
 
 N_USERS, N_ITEMS = 14, 11
-CONFIG = SwingConfig(min_behavior=1, normalize="none")
+CONFIG = preset("flink", SwingConfig(min_behavior=1, normalize="none"))
 NORMALIZE = ["none", "max", "product", "sqrt"]
 
 graphs = st.lists(
@@ -39,8 +39,8 @@ graphs = st.lists(
 )
 """Events (user, item, strength, day); repeats are likely."""
 configs = st.builds(
-    lambda name, **values: preset(name, SwingConfig(**values)),
-    st.sampled_from(list(PRESETS)),
+    lambda name, **values: preset(name, SwingConfig(**values)) if name else SwingConfig(**values),
+    st.sampled_from([None, *PRESETS]),
     min_behavior=st.integers(1, 3),
     max_behavior=st.integers(3, N_ITEMS),
     max_users_per_item=st.sampled_from([2, 5, 1000]),
@@ -204,7 +204,9 @@ def test_kernels_agree_bit_by_bit_where_masks_and_lists_meet(name, normalize):
 def test_shares_of_a_hot_item_add_up_to_its_row(shares, cap):
     config = CONFIG.model_copy(update={"max_users_per_item": cap, "normalize": "sqrt"})
     graph = ItemGraph.build(*crowd(), config)
-    sums = np.sum([share_sums(graph, 0, share, shares, config, seed=7) for share in range(shares)], axis=0)
+    sums = np.sum(
+        [share_sums(graph, (0, share, shares), config, seed=7)[0] for share in range(shares)], axis=0
+    )
     rank = np.zeros(1, np.int32)
     assert same(
         rows_of_sums(graph, rank, sums[None], config, seed=7), item_centric_rows(graph, rank, config, seed=7)
@@ -222,14 +224,21 @@ def test_shares_hold_equal_numbers_of_pairs():
     assert max(pairs) / min(pairs) < 1.02
 
 
-def test_hot_items_are_cut_until_no_piece_exceeds_the_mean_by_a_third():
+def test_hot_items_are_cut_until_tasks_are_even(monkeypatch):
     users = np.repeat(np.arange(2000, dtype=np.int32), 2)
     items = np.stack([np.zeros(2000, np.int32), 1 + np.arange(2000, dtype=np.int32) % 50], 1).ravel()
     config = CONFIG.model_copy(update={"max_users_per_item": 1 << 30})
     graph = ItemGraph.build(users, items, 2000, 51, config)
+    assert graph.shares(8, 1 << 30) == {}  # 2000 users are soon done
+    monkeypatch.setattr("ray_app.swing.items.HOT_USERS", 2000)
     shares, costs = graph.shares(8, 1 << 30), graph.costs(1 << 30)
     assert list(shares) == [0]
-    assert costs[0] / shares[0] <= 0.3 * costs.sum() / 8
+    assert costs[0] / shares[0] <= 0.15 * costs.sum() / 8
+    whole, cut = graph.split(8, 1 << 30), graph.split_shares(8, 1 << 30)
+    assert sorted(np.concatenate(whole).tolist()) == list(range(1, 51))
+    assert sorted(share for task in cut for share in task) == [(0, at, shares[0]) for at in range(shares[0])]
+    loads = [costs[task].sum() for task in whole] + [len(task) * costs[0] / shares[0] for task in cut]
+    assert max(loads) <= 1.3 * costs.sum() / 8
 
 
 # The rule

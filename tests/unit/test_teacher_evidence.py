@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from teacher_contexts import context, contexts, evidence, usual
 
 from ray_app.config import EngineConfig
-from ray_app.engines.evidence import EvidenceEngine
+from ray_app.engines.evidence import STEPS, EvidenceEngine
 from ray_app.engines.interface import GenerationRequest, make_engine
 from ray_app.engines.phrases import STYLES
 from ray_app.errors import EngineError
 from ray_app.prompts.parse import parse_answer
 from ray_app.prompts.teacher import TEMPLATES
-from ray_app.teacher.verification import check
+from ray_app.teacher.verification import bare, check
 
 ENGINE = EvidenceEngine(EngineConfig())
 
@@ -48,10 +48,11 @@ def test_what_it_writes_always_passes_the_checker(about, template, seed, tempera
         assert parsed.verdict is not None
         result = check(parsed, about, parsed.verdict)
         assert result.reason == "", text
-        assert 1 <= len(parsed.steps) <= 5
+        assert 2 <= len(parsed.steps) <= STEPS + 1
         cited = [name for step in parsed.steps for name in step.citations]
-        assert len(cited) == len(set(cited)) == len(parsed.steps)
-        assert all(len(step.text.split()) <= 28 for step in parsed.steps), text
+        assert len(cited) == len(set(cited)) == len(parsed.steps) - 1
+        assert bare(parsed.steps[-1:], about)
+        assert all(len(step.text.split()) <= 36 for step in parsed.steps), text
 
 
 @given(contexts())
@@ -80,12 +81,43 @@ def test_the_strongest_for_and_against_and_the_view_of_others_are_named():
     assert {"e3", "e5"} & set(cited)
 
 
+def test_two_items_of_similar_users_are_told_and_what_adds_most_comes_before_more_of_the_same():
+    about = context(
+        evidence("e1", "history", 1, features=["Comedy"], shared=["Comedy"], weight=0.9),
+        evidence("e2", "history", 1, features=["Comedy"], shared=["Comedy"], weight=0.8),
+        evidence("e3", "history", 1, features=["War", "Drama"], weight=0.1),
+        evidence("e4", "neighbour", 1, features=["Comedy"], shared=["Comedy"], weight=0.1),
+        evidence("e5", "neighbour", -1, features=["Sci-Fi"], shared=["Sci-Fi"], weight=0.1),
+        evidence("e6", "crowd", 1, features=["Comedy", "Sci-Fi"], rating=0.7, support=40),
+    )
+    (text,) = write(about)
+    cited = [name for step in parse_answer(text).steps for name in step.citations]
+    assert cited == ["e1", "e3", "e4", "e5", "e6"]
+
+
+def test_each_kind_of_evidence_is_told_by_those_who_hold_it_with_its_numbers():
+    (text,) = write(usual())
+    assert text == "\n".join(
+        [
+            "Answer: Yes",
+            "Reasoning:",
+            "1. The user loved [e1], a 5 of 5 that shares Comedy but adds Drama.",
+            "2. However, the user disliked [e2], a 2 of 5 that shares no feature but has Drama and War.",
+            "3. Similar users liked [e3], and it shares Sci-Fi.",
+            "4. However, in [e4] similar users disliked the target itself.",
+            "5. The wider audience liked the target, 7 of 10 in favour [e5].",
+            "6. So the user would enjoy it.",
+        ]
+    )
+
+
 def test_the_same_seed_writes_the_same_and_temperature_varies_the_verdict():
     close = context(evidence("e1", "history", 1, weight=0.5), evidence("e2", "history", -1, weight=0.5))
     assert write(close, n=4, temperature=0.7) == write(close, n=4, temperature=0.7)
     verdicts = {text.splitlines()[0] for text in write(close, n=40, temperature=0.7)}
     assert verdicts == {"Answer: Yes", "Answer: No"}
     assert len(set(write(usual(), n=12, temperature=0.7))) >= 10
+    assert len(set(write(usual(), n=12))) == 1
 
 
 def test_a_reflection_weighs_against_its_first_answer_and_may_change_it():

@@ -11,6 +11,7 @@ Reasoning:
 1. The user liked [e1], which shares Comedy with the target.
 2. However, [e2] was disliked, and similar users did not like the target [e4].
 3. Similar users enjoyed [e3], so the user would enjoy it."""
+BARE = GOOD.replace(", so the user would enjoy it.", ".\n4. So the user would enjoy it.")
 
 
 def reason_for(text: str, label: bool = True) -> str:
@@ -21,6 +22,29 @@ def test_a_true_trace_is_accepted_with_its_scores():
     accepted, reason, scores = check(parse_answer(GOOD), usual(), True)
     assert (accepted, reason) == (True, "")
     assert scores == {"words": 33.0, "steps": 3.0, "coverage": 0.8, "grounded": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("", "", ""),
+        ("would enjoy it", "would not enjoy it", "inconsistent"),
+        ("So the user", "As similar users liked it, the user", "uncited_step"),
+        ("So the user", "For its Comedy the user", "uncited_step"),
+        ("So the user", "With 9 of 10 the user", "uncited_step"),
+        ("So the user would enjoy it", "It is a fine film", "uncited_step"),
+        ("So the user", "So, seeing [e2], the user", ""),
+    ],
+)
+def test_a_last_step_without_citation_may_only_conclude(old, new, fault):
+    assert reason_for(BARE.replace(old, new) if old else BARE) == fault
+
+
+def test_a_conclusion_alone_is_no_reasoning():
+    assert (
+        reason_for("Answer: Yes\nReasoning:\n1. So after all I think the user would enjoy it.")
+        == "uncited_step"
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,6 +107,12 @@ def test_true_steps_hold(text):
         ("Everything was disliked: [e1].", "sign_conflict"),
         ("[e1] and [e3] share Comedy.", "unsupported_feature"),
         ("[e4] shows that similar users avoid War, and disliked it.", "unsupported_feature"),
+        ("Similar users liked [e1].", "ungrounded"),
+        ("The user liked [e3].", "ungrounded"),
+        ("The wider audience disliked the target [e4].", "ungrounded"),
+        ("Similar users liked the target [e3].", "ungrounded"),
+        ("The user liked [e1], a 4 of 5.", "ungrounded"),
+        ("Very many similar users disliked the target [e4].", "ungrounded"),
     ],
 )
 def test_false_steps_do_not(text, problem):

@@ -26,7 +26,19 @@ RAYS = {
     "up": {"job", "instance"},
 }
 """Ray's own metrics that are asked for, with their labels."""
-WORDS = {"sum", "max", "avg", "by", "rate", "increase", "histogram_quantile", "ignoring", "group_left", "le"}
+WORDS = {
+    "sum",
+    "max",
+    "avg",
+    "by",
+    "rate",
+    "increase",
+    "last_over_time",
+    "histogram_quantile",
+    "ignoring",
+    "group_left",
+    "le",
+}
 
 
 def rules() -> list[dict[str, Any]]:
