@@ -14,7 +14,7 @@ from ray_app.engines.interface import GenerationRequest, make_engine
 from ray_app.engines.student import Writing
 from ray_app.evaluation import reasons, text
 from ray_app.evaluation.bleurt import bleurt
-from ray_app.prompts.cards import feature_token, hide
+from ray_app.prompts.cards import hide
 from ray_app.prompts.grammar import reasoning_regex
 from ray_app.prompts.parse import Written, parse_answer, parse_reasoning
 from ray_app.prompts.student import explain_prompt
@@ -52,7 +52,7 @@ def judge(
         write(config, served, contexts, vectors, choices, places, decisions, grammar=grammar)
         for grammar in (True, False)
     )
-    vocabulary = frozenset(feature_token(name) for name in served.bundle.catalogue.vocabulary)
+    vocabulary = frozenset(served.bundle.catalogue.vocabulary)
     judged = [contexts[at] for at in places]
     parsed = [parse_reasoning(output) for output in forced]
     steps = [[step for _, step in one.steps] for one in parsed]

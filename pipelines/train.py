@@ -139,7 +139,7 @@ def texts_of(row: dict[str, Any], config: Config, without: tuple[str, ...] = ())
     context = Context.model_validate_json(row["context"])
     if row["kind"] == "reason":
         trace = Trace.model_validate_json(row["trace"])
-        prompt = explain_prompt(context, trace.verdict, config.prompt)
+        prompt = explain_prompt(context, trace.verdict, config.prompt, trace.template)
         return prompt, reasoning_target(trace, context)
     return decide_prompt(context, config.prompt, without), YES if row["label"] else NO
 

@@ -92,7 +92,9 @@ def build(args: dict[str, str]) -> Application:
 
 def listening() -> str:
     """The address that this cluster's proxies listen on: it may differ from `serve.host`."""
-    return _get_global_client().http_config.host or "127.0.0.1"
+    client = _get_global_client()
+    assert client is not None, "an ingress runs under a controller"
+    return client.http_config.host or "127.0.0.1"
 
 
 def application(settings: Settings, make_student: MakeStudent) -> Application:

@@ -10,7 +10,7 @@ names, which is read again when it changes; `#` starts a comment:
 
 To rotate a key, add the new line, move its users, remove the old one. Limits hold for each replica of the
 ingress. `python -m serve.keys NAME [option=value ...]` makes a key: the line on standard output, the key
-itself on standard error, once. A key is 256 random bits, so a plain hash is enough: there is nothing to guess.
+itself on standard error, once. A key is 256 random bits, so a plain hash is enough: nobody guesses it.
 """
 
 from __future__ import annotations

@@ -52,17 +52,17 @@ def read_feedback(url: str) -> pl.DataFrame:
         ) from error
     found = [
         (
-            user,
-            item,
-            str(time),
-            None if rating is None else repr(float(rating)),
-            str(label) if rating is None else None,
+            row.user_id,
+            row.item_id,
+            str(row.timestamp),
+            None if row.rating is None else repr(float(row.rating)),
+            str(row.label) if row.rating is None else None,
             FILE,
-            number,
+            row.id,
             None,
             None,
         )
-        for number, user, item, time, rating, label in rows
+        for row in rows
     ]
     frame = pl.DataFrame(found, schema=SCHEMA, orient="row")
     return frame.unique(KEYS, keep="last", maintain_order=True)

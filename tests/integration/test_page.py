@@ -132,7 +132,8 @@ def test_all_controls_have_names(page):
 
 STEPS = """(() => {
   window.seen = new Set();
-  const look = () => document.querySelectorAll('#steps li b').forEach((one) => window.seen.add(one.textContent));
+  const names = () => [...document.querySelectorAll('#steps li b')].map((one) => one.textContent);
+  const look = () => names().forEach((name) => window.seen.add(name));
   new MutationObserver(look).observe(document.querySelector('#steps'), { childList: true, subtree: true });
 })()"""
 

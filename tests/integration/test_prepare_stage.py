@@ -12,7 +12,9 @@ from pipelines.prepare import spec
 from ray_app import records
 from ray_app.artifacts import Run, execute
 from ray_app.config import Config
+from ray_app.data.store import Store
 from ray_app.errors import DataError
+from ray_app.records import Interaction
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,3 +168,30 @@ def test_the_command_line_ends_in_one_line_for_a_user_error(tmp_path):
         .splitlines()[-1]
         .startswith("error: input gone.csv does not exist: correct the path")
     )
+
+
+def test_what_the_service_collected_is_in_the_next_run_and_not_doubled_in_the_store(inputs, tmp_path):
+    run, learning = Run(tmp_path / "run"), config(inputs, store_feedback="own")
+    assert "feedback" not in prepared(learning, run)["counts"], "there is no store yet"
+
+    def publish(version: str) -> dict[str, int]:
+        names = ("items", "users", "interactions")
+        frames = (pl.read_parquet(run.stage("prepare").path(f"{name}.parquet")) for name in names)
+        store.load(*frames, version=version)
+        return store.counts()
+
+    store = Store(f"sqlite:///{tmp_path}/run/store.sqlite")
+    assert publish("v1")["interactions"] == 30
+    liked = Interaction(user_id="new", item_id="i3", timestamp=5000, label=1)
+    store.add(liked, event="page", key="k1")
+    assert "skipped" not in prepared(learning, run)
+    manifest = prepared(learning, run)
+    assert manifest["skipped"]
+    counts = manifest["counts"]
+    assert (counts["interactions"], counts["feedback"], counts["users"], counts["rejected"]) == (31, 1, 4, 0)
+    last = pl.read_parquet(run.stage("prepare").path("interactions.parquet")).row(-1, named=True)
+    assert (last["timestamp"], last["label"], last["rating"]) == (5000, 1, None)
+    assert publish("v2") == {"users": 4, "items": 5, "interactions": 31, "feedback": 1}
+    assert store.history("new") == [liked]
+    assert prepared(learning, run)["skipped"], "the rows of the bundle are no feedback"
+    store.close()

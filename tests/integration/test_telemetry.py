@@ -196,11 +196,14 @@ def service(exporter: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def prometheus(exporter: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prometheus with the repository's settings, but every second, on that session; its URL."""
+    """A Prometheus with the repository's settings, but every 3 s, on that session; its URL.
+
+    A scrape may take as long as its interval and no longer: on a busy machine 1 s is too little.
+    """
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     (folder / "targets.json").write_text(f'[{{"targets": ["127.0.0.1:{exporter}"]}}]')
     settings = yaml.safe_load((RULES / "prometheus.yml").read_text())
-    settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    settings["global"] = {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "3s"}
     settings["rule_files"] = [str(RULES / name) for name in settings["rule_files"]]
     settings["scrape_configs"][0]["file_sd_configs"][0]["files"] = ["targets.json"]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
@@ -299,11 +302,11 @@ def test_prometheus_answers_every_query_of_the_dashboards(
         pytest.fail(f"no data after a minute for: {silent}; the exporter shows {seen}")
     for expr in NEEDS_GPU:
         ask(prometheus, expr)
-    counted = ask(prometheus, 'sum(ray_rationale_refusals_total{route="recommendations",status="404"})')
-    assert [value for _, value in counted] == [1]
+    refused = 'ray_rationale_refusals_total{route="recommendations",status="404"}'
+    wait(lambda: [value for _, value in ask(prometheus, f"sum(last_over_time({refused}[1m]))")] == [1])
     # A series that began at nothing: its first event is an increase.
-    first_refusal = 'sum(increase(ray_rationale_refusals_total{status="404"}[1m]))'
-    wait(lambda: ask(prometheus, first_refusal)[0][1] > 0.5, 20)
+    first_refusal = 'sum(increase(ray_rationale_refusals_total{status="404"}[5m]))'
+    wait(lambda: any(value > 0.5 for _, value in ask(prometheus, first_refusal)))
 
 
 @needs_prometheus
@@ -312,7 +315,7 @@ def test_prometheus_evaluates_every_alert(prometheus: str):
         answer = httpx.get(f"{prometheus}/api/v1/rules", trust_env=False).json()
         return [rule for group in answer["data"]["groups"] for rule in group["rules"]]
 
-    wait(lambda: all(rule["health"] != "unknown" for rule in rules()), 20)
+    wait(lambda: all(rule["health"] != "unknown" for rule in rules()))
     assert [rule["name"] for rule in rules() if rule["health"] != "ok"] == []
     for rule in rules():
         ask(prometheus, rule["query"])
