@@ -31,7 +31,7 @@ def spec(config: Config, run: Run) -> StageSpec:
     inputs, collected = sources.content_hashes(data), feedback_of(config, run)
     if collected is not None:
         # Read once, so that what is hashed is what is taken in, whatever the service stores meanwhile.
-        text = collected.select(feedback.KEYS, "rating", "label").write_csv()
+        text = collected.select(*feedback.KEYS, "rating", "label").write_csv()
         inputs["feedback"] = hashlib.sha256(text.encode()).hexdigest()
     return StageSpec(
         name="prepare",

@@ -153,7 +153,7 @@ class Client:
         event: str = "feedback",
         key: str | None = None,
     ) -> Receipt:
-        """Feedback: a rating or a label. Durable when this returns; stored once, however often it was sent."""
+        """Feedback: a rating or a label. Durable when this returns, and stored once."""
         body = {
             "user_id": user_id,
             "item_id": item_id,
