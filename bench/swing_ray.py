@@ -4,8 +4,9 @@
 
 The *kernel* is one call for all rows in one process, *preparation* is what makes its arrays from ids. The
 *job* is a process that starts a private Ray session, prepares, computes the rows in tasks and writes the
-Parquet table. The same job on five interactions is the *fixed* part. --users adds similar users to all.
-Parameters are the defaults. Processes are sampled five times a second.
+Parquet table. *In tasks* is the kernel's part of the job: as many processes as CPUs run it at the same
+time, and share the caches and the memory bus. The same job on five interactions is the *fixed* part.
+--users adds similar users to all. Parameters are the defaults. Processes are sampled five times a second.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,6 +31,7 @@ from ray_app.config import Config, RayConfig
 from ray_app.swing.items import item_rows
 from ray_app.swing.spool import ITEM_COLUMNS, USER_COLUMNS, Spool
 from ray_app.swing.standalone import DEFAULTS, SEED, Events
+from ray_app.swing.table import Rows
 from ray_app.swing.users import user_rows
 
 
@@ -49,12 +56,14 @@ def main() -> None:
         words += ["--users"] * options.users
         fixed, _, _ = tree([*words, "--job", tiny])
         whole, own, resident = tree([*words, "--job", file])
+        tasks = sum(float(spent.read_text()) for spent in Path(folder).glob("rows.npz.*"))
     marginal, both = whole - fixed, kernel + prepared
     print(
         f"{options.data}{' with users' if options.users else ''}, CPU s: kernel {kernel:.1f}, preparation "
-        f"{prepared:.1f}; job {whole:.1f}, of which fixed {fixed:.1f}\n"
+        f"{prepared:.1f}; job {whole:.1f}, of which fixed {fixed:.1f} and in tasks {tasks:.1f}\n"
         f"job without its fixed part: {marginal / kernel:.3f} x kernel, "
-        f"{marginal / both:.3f} x kernel and preparation; whole job {whole / kernel:.3f} x kernel\n"
+        f"{marginal / both:.3f} x kernel and preparation, {marginal / tasks:.3f} x in tasks, "
+        f"{marginal / (tasks + prepared):.3f} x in tasks and preparation\n"
         f"peak of a worker: {own:,.0f} MB of its own, {resident:,.0f} MB with the shared arrays"
     )
 
@@ -79,21 +88,33 @@ def one_process(file: str, with_users: bool) -> tuple[float, float]:
 def job(file: str, with_users: bool, cpus: int) -> None:
     """What the stand-alone command does, from arrays."""
     from pipelines.common import start_ray
-    from pipelines.neighbours import parts, stream, stream_items
+    from pipelines.neighbours import parts, stream
 
     events = _events(file)
     graph = events.graph(DEFAULTS)
     start_ray(Config(ray=RayConfig(num_cpus=cpus, object_store_mb=512 + len(events.users) * 64 // 2**20)))
     with tempfile.TemporaryDirectory() as folder:
         near = Spool(graph.n_items)
-        balance = stream_items(near, graph, DEFAULTS, SEED)
+        tasks = graph.split(parts(graph.n_items), DEFAULTS.max_users_per_item)
+        stream(near, timed(partial(item_rows, config=DEFAULTS, seed=SEED), file), graph, tasks)
         near.write_parquet(f"{folder}/items.parquet", events.item_ids, ITEM_COLUMNS)
-        print(f"{near.pairs:,} pairs of items; costliest task over the mean, in steps: {balance}")
         if with_users:
             index = events.index(DEFAULTS, SEED)
             alike = Spool(index.n_users)
-            stream(alike, user_rows, index, index.split(parts(index.n_users)))
+            stream(alike, timed(user_rows, file), index, index.split(parts(index.n_users)))
             alike.write_parquet(f"{folder}/users.parquet", events.user_ids, USER_COLUMNS)
+
+
+def timed(compute: Callable[..., Rows], file: str) -> Callable[..., Rows]:
+    """The same, leaving the CPU seconds of every call in a file."""
+
+    def run(index: Any, rows: np.ndarray) -> Rows:
+        started = time.process_time()
+        found = compute(index, rows)
+        Path(f"{file}.{uuid.uuid4().hex}").write_text(str(time.process_time() - started))
+        return found
+
+    return run
 
 
 def tree(command: list[str]) -> tuple[float, float, float]:

@@ -46,7 +46,7 @@ METRICS = {
     "rationale_refusals": Metric(
         "counter",
         "Requests refused or failed.",
-        {"route": ROUTES, "status": ("400", "404", "413", "422", "500", "503", "504")},
+        {"route": ROUTES, "status": ("400", "401", "403", "404", "413", "422", "429", "500", "503", "504")},
     ),
     "rationale_agent_ms": Metric(
         "histogram", "Milliseconds a request waited for an agent; total is the whole.", {"agent": AGENTS}
