@@ -70,7 +70,8 @@ def main() -> None:
 
 def one_process(file: str, with_users: bool) -> tuple[float, float]:
     """CPU seconds of preparation and of the kernels (loaded before)."""
-    events, started = _events(file), time.process_time()
+    started = time.process_time()
+    events = _events(file)
     graph = events.graph(DEFAULTS)
     index = events.index(DEFAULTS, SEED) if with_users else None
     prepared = time.process_time() - started

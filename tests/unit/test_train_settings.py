@@ -63,7 +63,8 @@ def test_a_catalogue_of_a_thousand_features_still_gets_a_tokenizer(tmp_path):
             "description": [""] * 1000,
         }
     )
-    prompts = {"row_id": list(range(40)), "user": [0] * 40, "label": [1] * 40, "prompt": ["User: <p5> and more"] * 40}
+    texts = ["User: <p5> and more"] * 40
+    prompts = {"row_id": list(range(40)), "user": [0] * 40, "label": [1] * 40, "prompt": texts}
     for stage, name, table, schema in (
         ("prepare", "items", items.to_arrow(), ITEMS),
         ("mix", "corpus", pl.DataFrame(prompts).to_arrow(), CORPUS),
