@@ -61,7 +61,7 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     group = arguments.add_argument_group("parameters, with --interactions (see docs/swing.md)")
     for name, field in FIELDS.items():
         told = (field.description or "").replace("\n", " ").replace("%", "%%")
-        default = "off" if field.default in (None, False) else field.default
+        default = "off" if field.default is None or field.default is False else field.default
         group.add_argument(
             _flag(name),
             default=argparse.SUPPRESS,

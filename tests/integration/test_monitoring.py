@@ -284,6 +284,8 @@ def test_prometheus_answers_every_query_of_the_dashboards(
     first = service.post("/v1/recommendations", json={"user_id": "u3", "k": 3, "high_stakes": True})
     assert first.status_code == 200
     item = first.json()["items"][0]["item"]["item_id"]
+    refused = 'ray_rationale_refusals_total{route="recommendations",status="404"}'
+    wait(lambda: bool(ask(prometheus, refused)))  # the series has begun before its first event
     assert service.post("/v1/recommendations", json={"user_id": "nobody"}).status_code == 404
     feedback = {"user_id": "u3", "item_id": item, "label": 1}
     assert service.post("/v1/interactions", json=feedback).status_code == 201
@@ -302,7 +304,6 @@ def test_prometheus_answers_every_query_of_the_dashboards(
         pytest.fail(f"no data after a minute for: {silent}; the exporter shows {seen}")
     for expr in NEEDS_GPU:
         ask(prometheus, expr)
-    refused = 'ray_rationale_refusals_total{route="recommendations",status="404"}'
     wait(lambda: [value for _, value in ask(prometheus, f"sum(last_over_time({refused}[1m]))")] == [1])
     # A series that began at nothing: its first event is an increase.
     first_refusal = 'sum(increase(ray_rationale_refusals_total{status="404"}[5m]))'

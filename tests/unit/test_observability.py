@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,20 +142,32 @@ def test_refusals_and_requests_at_work_are_counted(bundle):
     ]
 
 
+class Handle:
+    """A Serve handle to an agent in a thread of its own: context must travel with the call."""
+
+    deployment_name = "Retrieval"
+
+    def __init__(self, agent: Any):
+        self.agent = agent
+
+    @property
+    def profile(self) -> Any:
+        def remote(*args: Any, **more: Any) -> Any:
+            work = lambda: asyncio.run(self.agent.profile(*args, **more))  # noqa: E731
+            return asyncio.get_running_loop().run_in_executor(None, work)
+
+        return SimpleNamespace(remote=remote)
+
+
 @pytest.fixture
 def profile(published):
-    """The retrieval agent's `profile` behind a handle: in Serve's local mode it has a thread of its own, so
-    context must travel with the call."""
-    from ray import serve
-
-    from serve.deployments import Retrieval, small
+    """The retrieval agent's `profile` behind a handle."""
+    from serve.deployments import Retrieval
     from serve.handles import call
     from serve.settings import Settings
 
-    config = Bundle.open(published).config
-    settings = Settings(config, str(published), store_url(published))
-    app = small(Retrieval, "Retrieval", config.serve).bind(settings)
-    handle = serve.run(app, name="traced", _local_testing_mode=True)
+    settings = Settings(Bundle.open(published).config, str(published), store_url(published))
+    handle: Any = Handle(Retrieval(settings))
     return call(handle, "profile", OverloadedError)
 
 
