@@ -258,6 +258,7 @@ def test_the_exporter_shows_what_was_observed(exporter: int, observer: Any):
 def test_the_last_words_of_a_process_that_ends_are_exported(exporter: int):
     """As those of a job's driver, whose last stage ends just before it does."""
     import ray
+    import ray.actor
 
     @ray.remote(num_cpus=0)
     class Driver:
