@@ -80,6 +80,16 @@ class Asking(Request):
     def opinions(self) -> dict[str, int]:
         return dict.fromkeys(self.liked, 1) | dict.fromkeys(self.disliked, 0)
 
+    def question(self, **own: Any) -> Question:
+        """What the orchestrator is asked; `own` is what only this kind of request names."""
+        return Question(
+            user_id=self.user_id,
+            detail=self.detail,
+            high_stakes=self.high_stakes,
+            opinions=self.opinions,
+            **own,
+        )
+
 
 class RecommendationRequest(Asking):
     k: int = Field(5, ge=1, strict=True)
@@ -181,25 +191,11 @@ def make_api(front: Front) -> FastAPI:
     async def recommendations(request: RecommendationRequest, http: HttpRequest) -> Any:
         if request.k > serve.max_k:
             raise InvalidRequestError(f"k: {request.k} is out of range: ask for 1 to {serve.max_k}")
-        question = Question(
-            user_id=request.user_id,
-            k=request.k,
-            detail=request.detail,
-            high_stakes=request.high_stakes,
-            opinions=request.opinions,
-        )
-        return await answer("recommendations", question, http)
+        return await answer("recommendations", request.question(k=request.k), http)
 
     @api.post("/v1/explanations", response_model=Recommendation, responses=STREAMS)
     async def explanations(request: ExplanationRequest, http: HttpRequest) -> Any:
-        question = Question(
-            user_id=request.user_id,
-            item_id=request.item_id,
-            detail=request.detail,
-            high_stakes=request.high_stakes,
-            opinions=request.opinions,
-        )
-        return await answer("explanations", question, http)
+        return await answer("explanations", request.question(item_id=request.item_id), http)
 
     @api.post("/v1/interactions", status_code=201, responses={200: {"model": InteractionReceipt}})
     async def interactions(

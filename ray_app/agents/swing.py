@@ -18,10 +18,10 @@ from ray_app.agents.interface import Dossier, Proposal, UserView
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.records import Context, Verdict
+from ray_app.swing.weights import DAY
 
 HALF_LIFE = 20.0
 TREND, TREND_DAYS = 2.0, 7.0
-DAY = 86_400.0
 SWING = "swing"
 """What a verdict names as its expert where no adapter decided."""
 

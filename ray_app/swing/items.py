@@ -321,9 +321,13 @@ def item_neighbours(
     graph = ItemGraph.build(
         users, items, n_users, n_items, config, strengths=strengths, timestamps=timestamps
     )
-    return NeighbourTable.assemble(
-        n_items, [item_rows(graph, np.arange(n_items, dtype=np.int32), config, seed=seed)]
-    )
+    return graph_neighbours(graph, config, seed=seed)
+
+
+def graph_neighbours(graph: ItemGraph, config: SwingConfig, *, seed: int) -> NeighbourTable:
+    """The Swing neighbours of every item of a graph, in this process."""
+    rows = item_rows(graph, np.arange(graph.n_items, dtype=np.int32), config, seed=seed)
+    return NeighbourTable.assemble(graph.n_items, [rows])
 
 
 def balance(costs: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -65,9 +65,8 @@ def item_neighbours(
     types, arrays of different lengths, or timestamps or strengths that are wanted and missing.
     """
     events = Events.of(users, items, timestamps, strengths)
-    graph = events.graph(config)
-    rows = item_side.item_rows(graph, np.arange(graph.n_items, dtype=np.int32), config, seed=seed)
-    return _frame(NeighbourTable.assemble(graph.n_items, [rows]), events.item_ids, ITEM_COLUMNS)
+    table = item_side.graph_neighbours(events.graph(config), config, seed=seed)
+    return _frame(table, events.item_ids, ITEM_COLUMNS)
 
 
 def user_neighbours(

@@ -22,8 +22,8 @@ from ray_app.errors import DataError
 from ray_app.swing import kernel
 from ray_app.swing.items import balance, check_codes, pointer, read_only
 from ray_app.swing.table import NeighbourTable, Rows, load_arrays, save_arrays
+from ray_app.swing.weights import DAY
 
-DAY = 86400.0
 POOL = 3
 """Candidates per neighbour among which diversity chooses."""
 ARRAYS = (
