@@ -9,7 +9,7 @@ VENV := .venv/bin
 IN := $(VENV)/python -m pipelines.env
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop status monitor test test-fast test-slow lint fmt clean
+.PHONY: help setup run stop status monitor test test-fast test-slow test-heavy lint fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,14 +32,17 @@ status: ## Say what is up
 monitor: setup ## Start Prometheus on what is up, and say where its pages are
 	@$(VENV)/python -m pipelines.monitor up
 
-test: lint ## Run lint and the whole suite
+test: lint ## Run lint and the suite, all but what is marked heavy
 	@$(IN) python -m pytest $(ARGS)
 
 test-fast: setup ## Run the tests that need neither Ray nor an engine
-	@$(IN) python -m pytest -m 'not slow and not gpu' $(ARGS)
+	@$(IN) python -m pytest -m 'not slow and not heavy and not gpu' $(ARGS)
 
 test-slow: setup ## Run the tests that do
-	@$(IN) python -m pytest -m slow $(ARGS)
+	@$(IN) python -m pytest -m 'slow and not heavy' $(ARGS)
+
+test-heavy: setup ## Run minutes of real faults: nodes killed, servers overloaded, disks full
+	@$(IN) python -m pytest -m heavy $(ARGS)
 
 lint: setup ## Check style, formatting, types and import borders
 	@$(IN) ruff check
