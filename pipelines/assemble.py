@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ray_app.agents.synthesis import DEFAULT, Weights
 from ray_app.artifacts import Folder, Run
 from ray_app.bundle import MANIFEST, SYNTHESIS
 from ray_app.collab.features import Histories
@@ -17,11 +18,14 @@ from ray_app.config import Config
 from ray_app.student.experts import GLOBAL
 
 
-def assemble(config: Config, run: Run, target: Path, moment: str, version: str) -> dict[str, Any]:
+def assemble(
+    config: Config, run: Run, target: Path, moment: str, version: str, synthesis: Weights = DEFAULT
+) -> dict[str, Any]:
     """Write the bundle into `target` (see `ray_app.bundle` for its layout); its manifest comes last.
 
     moment: name of a Swing snapshot; only interactions before its cut enter. Experts that did not beat the
-    global adapter (`student.publishing`) stay out. Returns the manifest.
+    global adapter (`student.publishing`) stay out. synthesis: what stage reflect fitted, whose own
+    bundle is put together without. Returns the manifest.
     """
     prepare, swing, encode = (run.stage(name).local() for name in ("prepare", "swing", "encode"))
     student = run.stage("train").local() / "student"
@@ -37,9 +41,7 @@ def assemble(config: Config, run: Run, target: Path, moment: str, version: str) 
     shutil.copytree(swing / moment, target / "swing")
     for name in ("projector.pt", "clusters.npz", "calibration.json"):
         shutil.copy(student / name, target / name)
-    fitted = run.stage("reflect")
-    if fitted.exists(SYNTHESIS):
-        (target / SYNTHESIS).write_bytes(fitted.read(SYNTHESIS))
+    Folder(target).write_json(SYNTHESIS, synthesis.as_dict())
     if (student / "model").exists():
         shutil.copytree(student / "model", target / "model")
     table = json.loads((student.parent / "experts.json").read_bytes())

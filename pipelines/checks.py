@@ -22,8 +22,9 @@ from packaging.requirements import Requirement
 
 from pipelines.cluster import free_port, load_state
 from pipelines.setup import PYTHONS, is_stamped, lock_hash
-from ray_app.artifacts import Folder
+from ray_app.artifacts import Run
 from ray_app.config import Config, EngineConfig
+from ray_app.errors import RationaleError
 
 State = Literal["ok", "warn", "fail"]
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -155,7 +156,9 @@ def storage(patient: Patient) -> Iterator[Finding]:
     """Writes, reads and removes a file in the run folder; its time stamp tells the clock's error."""
     name = f".doctor-{uuid.uuid4().hex}"
     try:
-        folder = Folder(patient.run)
+        run = Run(patient.run)
+        run.reach()
+        folder = run.folder
         before = time.time()
         folder.write(name, b"probe")
         try:
@@ -163,14 +166,13 @@ def storage(patient: Patient) -> Iterator[Finding]:
             changed = folder.fs.modified(f"{folder.root}/{name}").timestamp()
         finally:
             folder.fs.rm(f"{folder.root}/{name}")
-    except (OSError, ImportError, ValueError) as error:
+    except RationaleError as error:
+        trouble, _, remedy = str(error).rpartition(": ")
+        yield Finding("run folder", "fail", trouble, remedy)
+        return
+    except OSError as error:
         reason = " ".join(str(error).split())[:160]
-        scheme = patient.run.partition("://")[0] if "://" in patient.run else ""
-        remedy = (
-            f"install fsspec's package for {scheme}, set its credentials"
-            if scheme
-            else "choose another --run"
-        )
+        remedy = "set the storage's address and keys" if "://" in patient.run else "choose another --run"
         yield Finding("run folder", "fail", f"{patient.run} cannot be written: {reason}", remedy)
         return
     if not same:

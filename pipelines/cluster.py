@@ -71,6 +71,10 @@ class Cluster(BaseModel):
     serve_port: int | None = None
     deployed: dict[str, str] = {}
     """What the running service was made from."""
+    previous: dict[str, str] = {}
+    """What the service before it was made from."""
+    app: str = "rationale"
+    """Name of the running service's application."""
 
     @property
     def address(self) -> str:

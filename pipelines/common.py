@@ -16,7 +16,7 @@ from ray_app.errors import cli
 from ray_app.logs import about, tell
 from ray_app.telemetry import Telemetry
 
-STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish"]
+STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish"]
 """In the order they run."""
 MakeSpec = Callable[[Config, Run], StageSpec]
 
@@ -36,7 +36,9 @@ def open_run(options: argparse.Namespace) -> tuple[Config, Run]:
     """The checked config and its run folder (an absolute path where local: workers have another cwd)."""
     config = load(options.config, options.set)
     uri = options.run or f"{config.runs}/{config.name}"
-    return config, Run(uri if "://" in uri else Path(uri).expanduser().absolute())
+    run = Run(uri if "://" in uri else Path(uri).expanduser().absolute())
+    run.reach()
+    return config, run
 
 
 def start_ray(config: Config) -> None:
@@ -49,7 +51,7 @@ def start_ray(config: Config) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     if "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ:
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",

@@ -1,7 +1,12 @@
 """The service on the local cluster: deploy the graph through Serve's REST API, wait for it, ask it.
 
-`serve.app.build({"config": FILE, "run": FOLDER})` makes the application; it runs on the cluster, in a
-copy of the code, and stays up when the launcher has gone.
+    python -m pipelines.deploy [--config FILE] [--run FOLDER]     serve what the run published last
+    python -m pipelines.deploy --back                             put the bundle back that was served before
+
+`serve.app.build({"config", "run", "bundle"})` makes the application; it runs on the cluster, in a copy of the
+code, and stays up when the launcher has gone. Another bundle comes up as a second application beside the
+first, whole and under a route of its own; when it is ready the two change routes, and the old one ends with
+what it has at hand. So every answer is made by one bundle, and none is lost. Both need memory meanwhile.
 """
 
 from __future__ import annotations
@@ -15,18 +20,43 @@ from typing import Any
 import httpx
 import yaml
 
-from pipelines.cluster import HOST, Cluster, api, free_port, save_state
-from pipelines.env import passed_on, state_folder
-from ray_app.artifacts import Folder
+from pipelines.cluster import HOST, Cluster, api, free_port, load_state, save_state
+from pipelines.common import open_run, parser
+from pipelines.env import ROOT, passed_on, state_folder
+from ray_app.artifacts import Folder, Run
+from ray_app.bundle import MANIFEST
 from ray_app.config import Config
-from ray_app.errors import LaunchError
+from ray_app.errors import LaunchError, cli
 from ray_app.records import Recommendation
 
-APP = "rationale"
+APPS = ("rationale", "rationale-b")
+"""A swap goes from one name to the other."""
+NEXT, LAST = "/next", "/last"
+"""Routes of the application that is to come, and of the one that goes."""
 BUILDER = "serve.app:build"
 READY_S = 240.0
+SETTLE_S = 2.0
+"""Time in which every proxy learns of a route."""
+KEPT = 3
+"""Bundles kept of a run."""
 TROUBLED = ("UNHEALTHY", "DEPLOY_FAILED")
 APPLICATIONS = "/api/serve/applications/"
+
+
+def keep(run: Run) -> str:
+    """Copy the published bundle to `<run>/bundles/<version>`, where it stays when the next one is published;
+    returns its URI. The oldest copies go."""
+    version, fs = run.done("publish")["counts"]["version"], run.folder.fs
+    bundles = run.folder.folder("bundles")
+    if not bundles.exists(f"{version}/{MANIFEST}"):
+        source, target = run.stage("publish").folder("bundle"), bundles.folder(version)
+        names = source.names()
+        for name in sorted(names, key=lambda name: name == MANIFEST):
+            target.write(name, source.read(name))
+    made = {path: fs.modified(f"{path}/{MANIFEST}") for path in fs.ls(bundles.root, detail=False)}
+    for path in sorted(made, key=lambda path: made[path])[:-KEPT]:
+        fs.rm(path, recursive=True)
+    return bundles.path(version)
 
 
 def effective_config(root: Path, config: Config) -> Path:
@@ -50,69 +80,115 @@ def deploy(
 ) -> Cluster:
     """Deploy the application unless the running one was made from the same; return the new state.
 
-    made_from: `config` and `run`, the builder's arguments; `package`, the URI of the code; `bundle`, the
-    published bundle's fingerprint.
+    made_from: `config`, `run` and `bundle`, the builder's arguments; `package`, the URI of the code.
+    What was served before goes on if the new application does not come up: LaunchError says why.
     """
+    old = cluster.deployed
     if cluster.serve_port is not None:
-        if cluster.deployed == made_from and is_ready(cluster):
+        if old == made_from and is_ready(cluster):
             return cluster
     else:
         chosen = free_port(port)
         if port is not None and chosen != port:
             say(f"port {port} is taken: the service's port is {chosen}")
         cluster = cluster.model_copy(update={"serve_port": chosen})
-    application = {
-        "name": APP,
-        "route_prefix": "/",
-        "import_path": builder,
-        "args": {"config": made_from["config"], "run": made_from["run"]},
-        # Serve restarts replicas only if their description changes: a new bundle in the same folder must.
-        "runtime_env": {
-            "working_dir": made_from["package"],
-            "env_vars": {"RATIONALE_BUNDLE": made_from["bundle"]} | passed_on(),
-        },
-    }
-    body = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": cluster.serve_port},
-        "applications": [application],
-    }
-    cluster = cluster.model_copy(update={"deployed": {}})
-    save_state(root, cluster)
-    with api(root, cluster, timeout_s=60.0) as dashboard:
-        answer = dashboard.put(APPLICATIONS, json=body)
-    if answer.status_code != 200:
-        raise LaunchError(f"Serve refused the application ({answer.status_code}): {_one_line(answer.text)}")
-    wait_ready(root, cluster, say=say)
-    cluster = cluster.model_copy(update={"deployed": made_from})
+        save_state(root, cluster)
+    app = APPS[0]
+    applications = Applications(root, cluster, host, builder)
+    if old and is_ready(cluster):
+        app = next(name for name in APPS if name != cluster.app)
+        current = (cluster.app, old)
+        try:
+            applications.put({"/": current, NEXT: (app, made_from)})
+            wait_ready(root, cluster, app, NEXT, say=say)
+        except LaunchError:
+            applications.put({"/": current})
+            raise
+        applications.put({"/": (app, made_from), LAST: current})
+        wait_ready(root, cluster, app, say=say)
+        time.sleep(SETTLE_S)
+    else:
+        save_state(root, cluster.model_copy(update={"deployed": {}}))
+    applications.put({"/": (app, made_from)})
+    wait_ready(root, cluster, app, say=say)
+    cluster = cluster.model_copy(
+        update={"app": app, "deployed": made_from, "previous": old if old != made_from else cluster.previous}
+    )
     save_state(root, cluster)
     return cluster
+
+
+class Applications:
+    """What Serve is told to run: route -> (name, what it is made from); everything else it ends."""
+
+    def __init__(self, root: Path, cluster: Cluster, host: str, builder: str):
+        self._root, self._cluster, self._host, self._builder = root, cluster, host, builder
+
+    def put(self, wanted: dict[str, tuple[str, dict[str, str]]]) -> None:
+        body = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": self._host, "port": self._cluster.serve_port},
+            "applications": [self._described(route, *one) for route, one in wanted.items()],
+        }
+        with api(self._root, self._cluster, timeout_s=60.0) as dashboard:
+            answer = dashboard.put(APPLICATIONS, json=body)
+        if answer.status_code != 200:
+            raise LaunchError(
+                f"Serve refused the application ({answer.status_code}): {_one_line(answer.text)}"
+            )
+
+    def _described(self, route: str, name: str, made_from: dict[str, str]) -> dict[str, Any]:
+        return {
+            "name": name,
+            "route_prefix": route,
+            "import_path": self._builder,
+            "args": {key: made_from[key] for key in ("config", "run", "bundle")},
+            "runtime_env": {"working_dir": made_from["package"], "env_vars": passed_on()},
+        }
+
+
+def back(root: Path, cluster: Cluster, say: Callable[[str], Any] = print, builder: str = BUILDER) -> Cluster:
+    """Serve the bundle again that was served before, with the code that runs now; the state says which.
+
+    Raises LaunchError if there was none.
+    """
+    if not cluster.previous:
+        raise LaunchError("no bundle was served before this one: deploy another first")
+    # Serve forgets a package of code some time after the last application that used it.
+    made_from = cluster.previous | {"package": cluster.deployed["package"]}
+    return deploy(root, cluster, made_from, say=say, builder=builder)
 
 
 def base_url(cluster: Cluster) -> str:
     return f"http://{HOST}:{cluster.serve_port}"
 
 
-def is_ready(cluster: Cluster) -> bool:
+def is_ready(cluster: Cluster, route: str = "/") -> bool:
     try:
-        return httpx.get(f"{base_url(cluster)}/readyz", timeout=5.0, trust_env=False).status_code == 200
+        address = f"{base_url(cluster)}{route.rstrip('/')}/readyz"
+        return httpx.get(address, timeout=5.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def wait_ready(
-    root: Path, cluster: Cluster, limit_s: float = READY_S, say: Callable[[str], Any] = print
+    root: Path,
+    cluster: Cluster,
+    app: str,
+    route: str = "/",
+    limit_s: float = READY_S,
+    say: Callable[[str], Any] = print,
 ) -> None:
-    """Wait for 200 from `/readyz`, saying what Serve does meanwhile.
+    """Wait until the application runs and `/readyz` under its route answers 200, saying what Serve does.
 
     Raises LaunchError with Serve's own message if the deployment fails or `limit_s` goes by.
     """
     began, said = time.monotonic(), ""
     while True:
-        status, message = serve_status(root, cluster)
+        status, message = serve_status(root, cluster, app)
         if status == "DEPLOY_FAILED":
             raise LaunchError(f"the service could not be deployed: {message}")
-        if status == "RUNNING" and is_ready(cluster):
+        if status == "RUNNING" and is_ready(cluster, route):
             return
         spent = time.monotonic() - began
         if spent > limit_s:
@@ -123,13 +199,14 @@ def wait_ready(
         time.sleep(0.5)
 
 
-def serve_status(root: Path, cluster: Cluster) -> tuple[str, str]:
-    """Status of the application as Serve gives it, and its message or its deployments' states."""
+def serve_status(root: Path, cluster: Cluster, app: str | None = None) -> tuple[str, str]:
+    """Status of an application, by default of the one that is served, as Serve gives it, and its message or
+    its deployments' states."""
     with api(root, cluster) as dashboard:
         answer = dashboard.get(APPLICATIONS)
     if answer.status_code != 200:
         return "UNKNOWN", _one_line(answer.text)
-    found = answer.json()["applications"].get(APP)
+    found = answer.json()["applications"].get(app or cluster.app)
     if found is None:
         return "NOT_STARTED", ""
     states = [f"{name} {one['status'].lower()}" for name, one in found["deployments"].items()]
@@ -158,3 +235,24 @@ def _checked(answer: httpx.Response) -> httpx.Response:
         request = f"{answer.request.method} {answer.request.url.path}"
         raise LaunchError(f"{request} answered {answer.status_code}: {_one_line(answer.text)}")
     return answer
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--back", action="store_true", help="put back what was served before")
+    options = arguments.parse_args()
+    cluster = load_state(ROOT)
+    if cluster is None or not cluster.deployed:
+        raise LaunchError("no service is up: make run starts one")
+    if options.back:
+        cluster = back(ROOT, cluster)
+    else:
+        config, run = open_run(options)
+        file = str(effective_config(ROOT, config))
+        made_from = cluster.deployed | {"config": file, "run": run.folder.uri, "bundle": keep(run)}
+        cluster = deploy(ROOT, cluster, made_from)
+    print(f"{base_url(cluster)} serves {cluster.deployed['bundle']}")
+
+
+if __name__ == "__main__":
+    cli(main)

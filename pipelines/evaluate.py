@@ -6,6 +6,7 @@ Writes metrics.json and samples.json; `pipelines.report` turns them into the pag
 *Full catalogue*: at the moment the test split begins, rank all items a user has not rated; `student` ranks
 the candidates as the service does, `student alone` by P(yes) only. The rivals are in `pipelines.rivals`.
 *Reasons*: written for test rows as the service writes them, judged by programs against their evidence.
+*Reflection*: test rows in doubt, decided again and put together by the weights of stage reflect.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pipelines.common import stage_main
 from pipelines.contexts import ContextSource
 from pipelines.mix import yes_no_rows
 from pipelines.reasons import Judged, judge
+from pipelines.reflect import REPORT, VALID, Doubted, doubted, summary
 from pipelines.rivals import exposed_rivals, item_models, load_vectors
 from pipelines.served import Served
 from ray_app.agents.orchestrator import ranking
 from ray_app.agents.swing import SwingAgent
+from ray_app.agents.synthesis import NEUTRAL, judged
 from ray_app.artifacts import Folder, Run, StageSpec
-from ray_app.bundle import Bundle
+from ray_app.bundle import Bundle, synthesis_weights
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.config import Config
 from ray_app.evaluation.baselines import ItemModel, top
@@ -47,10 +50,12 @@ def spec(config: Config, run: Run) -> StageSpec:
         keys={
             "evaluate": config.evaluate.model_dump(),
             "gate": config.serve.gate.model_dump(),
+            "confidence": config.serve.confidence,
+            "rounds": config.serve.reflection_rounds,
             "reasoning_tokens": config.serve.reasoning_tokens,
             "seed": config.seed,
         },
-        reads=["prepare", "swing", "encode", "reason", "mix", "train"],
+        reads=["prepare", "swing", "encode", "reason", "mix", "train", "reflect"],
     )
 
 
@@ -58,7 +63,7 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     split = run.done("prepare")["counts"]["evaluated_on"]
     source = ContextSource(config, run)
     local = folder.local()
-    assemble(config, run, local / "bundle", split, "evaluated")
+    assemble(config, run, local / "bundle", split, "evaluated", synthesis_weights(run.stage("reflect")))
     bundle = Bundle.open(local / "bundle")
     vectors = load_vectors(run)
     models, penalty = item_models(source, split)
@@ -89,10 +94,14 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     print("evaluate: full catalogue", flush=True)
     metrics["catalogue"] = full_catalogue(config, source, served, models, split)
     print("evaluate: reasons", flush=True)
-    judged = judge(config, served, rows, contexts, own, labels, p_yes, choices, SAMPLES)
-    metrics["text"] = judged.metrics
+    reasons = judge(config, served, rows, contexts, own, labels, p_yes, choices, SAMPLES)
+    metrics["text"] = reasons.metrics
+    metrics["reflection"] = run.stage("reflect").read_json(REPORT)
+    if split != VALID:
+        found = doubted(config, served, contexts, own, logits, p_yes, choices)
+        metrics["reflection"] = reflected(config, bundle, found, labels, source.users[rows])
     served.engine.close()
-    write(folder, metrics, judged, rows, scores, labels, p_yes)
+    write(folder, metrics, reasons, rows, scores, labels, p_yes)
     exposed, catalogue = metrics["exposed"]["scorers"], metrics["catalogue"]["scorers"]
     best = f"ndcg@{max(config.evaluate.k)}"
     return {
@@ -105,8 +114,24 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
         "ndcg_catalogue": rounded(catalogue[STUDENT][best]["value"]),
         "ndcg_catalogue_ease": rounded(catalogue["EASE"][best]["value"]),
         "ease_penalty": penalty,
-        "groundedness": rounded(judged.metrics["groundedness"]),
+        "groundedness": rounded(reasons.metrics["groundedness"]),
+        **summary(metrics["reflection"]),
     }
+
+
+def reflected(
+    config: Config, bundle: Bundle, found: Doubted, labels: np.ndarray, users: np.ndarray
+) -> dict[str, Any]:
+    """What reflection is worth on these rows; `labels` and `users` are those of all scored ones."""
+    report = judged(
+        found.features,
+        labels[found.places].astype(np.float64),
+        users[found.places],
+        bundle.synthesis,
+        config.evaluate.bootstrap,
+        config.seed,
+    )
+    return report | {"triggers": found.triggers, "neutral": bundle.synthesis == NEUTRAL}
 
 
 def rounded(value: float) -> float | None:
@@ -117,14 +142,14 @@ def rounded(value: float) -> float | None:
 def write(
     folder: Folder,
     metrics: dict[str, Any],
-    judged: Judged,
+    reasons: Judged,
     rows: np.ndarray,
     scores: dict[str, np.ndarray],
     labels: np.ndarray,
     p_yes: np.ndarray,
 ) -> None:
     folder.write_json("metrics.json", finite(metrics))
-    folder.write_json("samples.json", finite(judged.samples))
+    folder.write_json("samples.json", finite(reasons.samples))
     columns = {f"score_{name.replace(' ', '_')}": np.asarray(value) for name, value in scores.items()}
     frame = pl.DataFrame({"row_id": rows, "label": labels, "p_yes": p_yes, **columns})
     with folder.replacing("scores.parquet") as local:

@@ -73,14 +73,15 @@ def up(options: argparse.Namespace) -> None:
             more = ["--force"] if options.force else []
             command = pipeline_command(options.config, run.folder.uri, options.set, more)
             with open(state_folder(ROOT) / "pipeline.log", "w") as log:
-                package = run_job(ROOT, cluster.dashboard, command, write=lambda text: _both(text, log))
+                uri = run.folder.uri
+                package = run_job(ROOT, cluster.dashboard, command, uri, lambda text: _both(text, log))
         clusters.save_state(ROOT, cluster)
         with steps.step("service", "one replica per agent, from the published bundle"):
             made_from = {
                 "config": str(service.effective_config(ROOT, config)),
                 "run": run.folder.uri,
                 "package": package,
-                "bundle": run.done("publish")["fingerprint"],
+                "bundle": service.keep(run),
             }
             cluster = service.deploy(ROOT, cluster, made_from, config.serve.host, config.serve.port, say=_say)
         with steps.step("answer", "asked over HTTP"):

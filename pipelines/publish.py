@@ -15,6 +15,7 @@ import polars as pl
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
 from ray_app.artifacts import Folder, Run, StageSpec
+from ray_app.bundle import synthesis_weights
 from ray_app.config import Config
 from ray_app.data.store import Store
 from ray_app.swing.snapshots import FINAL
@@ -25,12 +26,12 @@ def spec(config: Config, run: Run) -> StageSpec:
         name="publish",
         body=lambda folder: publish_stage(config, run, folder),
         keys={"serve": config.serve.model_dump()},
-        reads=["prepare", "swing", "encode", "train", "evaluate"],
+        reads=["prepare", "swing", "encode", "train", "reflect", "evaluate"],
     )
 
 
 def version_of(run: Run) -> str:
-    made_from = [run.done(name)["fingerprint"] for name in ("prepare", "swing", "encode", "train")]
+    made_from = [run.done(name)["fingerprint"] for name in ("prepare", "swing", "encode", "train", "reflect")]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
 
 
@@ -41,7 +42,7 @@ def store_url(config: Config, run: Run) -> str:
 def publish_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     version = version_of(run)
     target = folder.local() / "bundle"
-    manifest = assemble(config, run, target, FINAL, version)
+    manifest = assemble(config, run, target, FINAL, version, synthesis_weights(run.stage("reflect")))
     prepare = run.stage("prepare")
     frames = (pl.read_parquet(prepare.path(f"{name}.parquet")) for name in ("items", "users", "interactions"))
     store = Store(store_url(config, run))

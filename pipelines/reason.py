@@ -2,11 +2,12 @@
 
 Reads `prepare`, and through the contexts `swing` and `encode`. Writes
 `shards/<k>.parquet` (traces, accepted or not; records.TRACES), `dead/<k>.parquet` (rows the engine could
-not serve, with reason and attempts) and `quality.json`.
+not serve, with reason and attempts), `quality.json` and the page `quality.html`.
 
 A shard is written when all of its rows are done, and is the unit of resume. Everything drawn at random is
 drawn from the row's id, so neither the number of engines nor a restart changes a trace. Rows that failed
-are tried once more, one at a time, when all shards are done; their traces are `shards/<k>-retry.parquet`.
+are tried again, one at a time, when all shards are done; their traces are `shards/<k>-retry<n>.parquet`.
+Last, the verified traces are curated over all shards, which may withdraw the acceptance of some.
 """
 
 from __future__ import annotations
@@ -14,22 +15,38 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.common import stage_main
-from pipelines.reason_shards import MAX_ATTEMPTS, Contexts, OpenContexts, shard_name, work
+from pipelines.reason_journal import read_journals
+from pipelines.reason_shards import (
+    Contexts,
+    OpenContexts,
+    read_dead,
+    shard_name,
+    trace_row,
+    work,
+    write_table,
+)
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.config import Config
 from ray_app.errors import DataError, EngineError
-from ray_app.records import Trace
-from ray_app.teacher.quality import Quality
+from ray_app.records import TRACES, Trace
+from ray_app.student.experts import cluster_users
+from ray_app.teacher.curation import Curator
+from ray_app.teacher.page import to_html
+from ray_app.teacher.quality import Quality, Samples
 from ray_app.teacher.selection import MIN_EARLIER, coverage, earlier_interactions, select, strata
 
 HOW_ONLY = {
     "replicas", "tensor_parallel", "memory_fraction", "kv_cache_mb", "eager", "timeout_s", "api_key_env",
+    "base_url",
 }  # fmt: skip
 """Engine settings that decide how traces are made, not what they are."""
 
@@ -41,7 +58,8 @@ def open_contexts(config: Config, run_uri: str) -> Contexts:
 
 
 def spec(config: Config, run: Run, contexts: OpenContexts = open_contexts) -> StageSpec:
-    reason = config.reason.model_dump(exclude={"batch_size": True, "engine": HOW_ONLY})
+    how = {"batch_size": True, "attempts": True, "stall_s": True, "engine": HOW_ONLY}
+    reason = config.reason.model_dump(exclude=how)  # pyright: ignore[reportArgumentType]
     return StageSpec(
         name="reason",
         body=partial(_body, config, run, contexts),
@@ -58,31 +76,53 @@ def _body(config: Config, run: Run, contexts: OpenContexts, folder: Folder) -> d
         for start in range(0, len(chosen), config.reason.shard_rows)
     ]
     worker = partial(work, config, run, contexts, folder)
-    worker([shard for shard in shards if not folder.exists(shard_name(shard["shard"]))], retry=False)
-    worker(list(_to_retry(folder, shards)), retry=True)
-    dead = [row for table in _dead(folder).values() for row in table]
+    worker([shard for shard in shards if not folder.exists(shard_name(shard["shard"]))])
+    for attempt in range(2, config.reason.attempts + 1):
+        worker(list(_to_retry(folder, shards, attempt)), attempt)
+    dead = [row for shard in shards for row in read_dead(folder, shard["shard"])]
     if dead and len(dead) == len(chosen):
         raise EngineError(f"no row could be served; the first failed with: {dead[0]['reason']}")
-    quality, traces = Quality(), Counter[str]()
-    for trace in read_traces(folder):
-        quality.add(trace, strata_of[trace.row_id])
-        traces[trace.mode] += trace.accepted
-    report = quality.report() | {
+    lost, seconds = read_journals(folder)
+    report = judge(config, folder, strata_of) | {
         "engine": config.reason.engine.kind,
         "model": config.reason.engine.model,
         "selected": len(chosen),
         "coverage_of_data": covered,
         "dead": len(dead),
         "dead_reasons": dict(Counter(row["reason"] for row in dead)),
-        "accepted_by_mode": dict(traces),
+        "engines_lost": lost,
+        "engine_seconds": round(seconds, 1),
     }
+    report["seconds_per_accepted"] = round(seconds / max(1, report["accepted"]), 4)
     folder.write_json("quality.json", report)
+    folder.write("quality.html", to_html(report, run.name).encode())
+    counts = ("rows", "traces", "accepted", "acceptance", "tokens", "dead")
+    modes = {mode: facts["accepted"] for mode, facts in report["by_mode"].items()}
     return {
-        **{name: report[name] for name in ("rows", "traces", "accepted", "acceptance", "tokens", "dead")},
-        "blind": traces["blind"],
-        "reflected": traces["reflected"],
+        **{name: report[name] for name in counts},
+        **{mode: modes.get(mode, 0) for mode in ("blind", "reflected", "hinted")},
         "rejects": report["rejects"],
     }
+
+
+def judge(config: Config, folder: Folder, strata_of: dict[int, str]) -> dict[str, Any]:
+    """Curate the traces, shard by shard, and sum them up; only shards that change are written again."""
+    curator, quality, samples = Curator(config.reason.keep, config.reason.token_budget), Quality(), Samples()
+    for name in folder.names("shards"):
+        rows = pq.read_table(folder.path(name), schema=TRACES).to_pylist()
+        changed = False
+        for row_id, group in groupby(rows, key=lambda row: row["row_id"]):
+            own = list(group)
+            before = [Trace.model_validate_json(row["trace"]) for row in own]
+            for row, old, new in zip(own, before, curator.curate(before), strict=True):
+                quality.add(new, strata_of[row_id])
+                samples.add(new, row["context"])
+                if new is not old:
+                    row.update(trace_row(new, row["context"]))
+                    changed = True
+        if changed:
+            write_table(folder, name, pa.Table.from_pylist(rows, schema=TRACES))
+    return quality.report() | curator.report() | {"samples": samples.report()}
 
 
 def choose(config: Config, run: Run) -> tuple[list[tuple[int, bool]], dict[int, str], dict[str, float]]:
@@ -100,34 +140,35 @@ def choose(config: Config, run: Run) -> tuple[list[tuple[int, bool]], dict[int, 
             f"reason.fraction {config.reason.fraction:g} asks for {size}: give more data or a larger fraction"
         )
     users, items = train["user"].to_numpy(), train["item"].to_numpy()
-    stratum = strata(train["label"].to_numpy(), users, items, main[items])
-    picked = select(stratum, size, config.seed)
+    clusters = user_clusters(config, run, rows)[users]
+    stratum = strata(train["label"].to_numpy(), clusters, items, main[items])
+    picked = select(stratum, size, config.seed, spread=(users, items))
     row_ids, labels = train["row_id"].to_numpy()[picked], train["label"].to_numpy()[picked]
     chosen = [(int(row_id), bool(label)) for row_id, label in zip(row_ids, labels, strict=True)]
     strata_of = dict(zip((row_id for row_id, _ in chosen), stratum[picked], strict=True))
     return chosen, strata_of, coverage(picked, users, items, stratum, config.seed)
 
 
-def read_traces(folder: Folder) -> Iterator[Trace]:
-    """Every trace of the stage, shard by shard."""
-    for name in folder.names("shards"):
-        for text in pl.read_parquet(folder.path(name), columns=["trace"])["trace"]:
-            yield Trace.model_validate_json(text)
+def user_clusters(config: Config, run: Run, rows: pl.DataFrame) -> np.ndarray:
+    """Cluster of each user code by the collaborative vector at the user's last training row; else -1."""
+    vectors = np.load(run.stage("encode").local() / "user.npy", mmap_mode="r")
+    train = rows.filter(pl.col("split") == "train")
+    last = train.group_by("user").agg(pl.col("row_id").max()).sort("user")
+    known = np.asarray(vectors[last["row_id"].to_numpy()])
+    clusters = np.full(int(rows["user"].max()) + 1, -1)  # pyright: ignore[reportArgumentType]
+    number = min(config.reason.clusters, len(known) - 1)
+    if number > 1:
+        clusters[last["user"].to_numpy()] = cluster_users(known, number, number, config.seed).assign(known)
+    return clusters
 
 
-def _dead(folder: Folder) -> dict[int, list[dict[str, Any]]]:
-    names = folder.names("dead")
-    return {int(name[5:10]): pl.read_parquet(folder.path(name)).to_dicts() for name in names}
-
-
-def _to_retry(folder: Folder, shards: list[dict]) -> Iterator[dict]:
-    """Per shard, the failed rows that have an attempt left."""
-    failed = {
-        number: {row["row_id"] for row in rows if row["attempts"] < MAX_ATTEMPTS}
-        for number, rows in _dead(folder).items()
-    }
+def _to_retry(folder: Folder, shards: list[dict], attempt: int) -> Iterator[dict]:
+    """Per shard, the failed rows that have had the attempts before this one."""
     for shard in shards:
-        again = [row for row in shard["rows"] if row[0] in failed.get(shard["shard"], ())]
+        failed = {
+            row["row_id"] for row in read_dead(folder, shard["shard"]) if row["attempts"] == attempt - 1
+        }
+        again = [row for row in shard["rows"] if row[0] in failed]
         if again:
             yield {"shard": shard["shard"], "rows": again}
 

@@ -1,36 +1,41 @@
-"""Stage reflect: fit the weights of reflection's synthesis, and measure what reflection is worth.
+"""Stage reflect: fit the weights of reflection's synthesis on validation rows.
 
-Rows that would be doubted are decided again as the service does it. The weights are fitted on validation
-rows; `report.json` holds AUC and accuracy before and after on those (cross-fitted over users) and on rows of
-the evaluated split, which no weight has seen. Writes synthesis.json, which `assemble` puts into the bundle.
+The validation rows that `mix` prepared were scored by every adapter in training; what the gate makes of that
+is what will be served. Those in doubt among them are decided again as the reflection agent has it. Writes
+synthesis.json, which `publish` puts into the bundle, and report.json: decisions before and after on these
+rows, cross-fitted over users. `evaluate` judges the weights on rows that they have not seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
-from pipelines.contexts import ContextSource
-from pipelines.evaluate import chosen_rows
-from pipelines.mix import yes_no_rows
 from pipelines.rivals import load_vectors
 from pipelines.served import Served
 from ray_app.agents.interface import Dossier, SecondLook
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.reflection import ReflectionAgent
-from ray_app.agents.synthesis import features, judged, learn
+from ray_app.agents.synthesis import NEUTRAL, features, learn
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.bundle import SYNTHESIS, Bundle
 from ray_app.config import Config
+from ray_app.evaluation.metrics import finite
 from ray_app.records import Context, Verdict
+from ray_app.student.calibration import apply_all
+from ray_app.student.experts import Choice
 
 VALID = "valid"
-ROWS = 3000
-"""Rows of a split that are scored; those in doubt among them are decided again."""
+REPORT = "report.json"
+LIMIT = 500
+"""Doubted rows of a split that are decided again; a seeded sample of them where there are more."""
 TOGETHER = 64
 """Rows that are decided again at the same time."""
 
@@ -45,6 +50,7 @@ def spec(config: Config, run: Run) -> StageSpec:
             "gate": serve.gate.model_dump(),
             "confidence": serve.confidence,
             "rounds": serve.reflection_rounds,
+            "bootstrap": config.evaluate.bootstrap,
             "seed": config.seed,
         },
         reads=["prepare", "swing", "encode", "mix", "train"],
@@ -52,49 +58,85 @@ def spec(config: Config, run: Run) -> StageSpec:
 
 
 def reflect_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
-    source, held = ContextSource(config, run), run.done("prepare")["counts"]["evaluated_on"]
-    rows, labels, users = doubted(config, run, folder, source, VALID)
-    weights, report = learn(rows, labels, users, config.seed)
-    result: dict[str, Any] = {"weights": weights.as_dict(), VALID: report}
-    if held != VALID:
-        unseen, unseen_labels, _ = doubted(config, run, folder, source, held)
-        result[held] = judged(unseen, unseen_labels, weights)
+    rows = pl.read_parquet(run.stage("mix").path("valid.parquet"))
+    contexts = [Context.model_validate_json(text) for text in rows["context"]]
+    vectors = {name: np.asarray(value[rows["row_id"]]) for name, value in load_vectors(run).items()}
+    local = folder.local() / "bundle"
+    assemble(config, run, local, VALID, VALID)
+    served = Served(config, Bundle.open(local))
+    try:
+        found = doubted(
+            config, served, contexts, vectors, *first_decisions(run, served.bundle, vectors["user"])
+        )
+    finally:
+        served.engine.close()
+    labels, users = (rows[name].to_numpy()[found.places] for name in ("label", "user"))
+    weights, report = learn(
+        found.features, labels.astype(np.float64), users, config.evaluate.bootstrap, config.seed
+    )
     folder.write_json(SYNTHESIS, weights.as_dict())
-    folder.write_json("report.json", result)
-    shown = result.get(held, report)
-    return {"rows": len(labels), "split": held, **_flat(shown)}
+    folder.write_json(REPORT, finite(report | {"triggers": found.triggers, "neutral": weights == NEUTRAL}))
+    return {"rows": rows.height, **summary(report), "neutral": weights == NEUTRAL}
+
+
+def first_decisions(
+    run: Run, bundle: Bundle, users: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
+    """What `Served.score` says of the validation rows, from the logits that training left of them."""
+    train = run.stage("train").local()
+    logits = {name: np.load(train / name / "valid_logits.npy") for name in bundle.adapters}
+    choices = [bundle.choice(user) for user in users]
+    blended = np.array(
+        [
+            sum(weight * float(logits[name][at]) for name, weight in choice.weights.items())
+            for at, choice in enumerate(choices)
+        ]
+    )
+    names = np.array([choice.name for choice in choices])
+    return blended, apply_all(bundle.calibration, names, blended), choices
+
+
+@dataclass(frozen=True)
+class Doubted:
+    """Rows whose decision gives cause for doubt, decided again."""
+
+    places: np.ndarray
+    """int [n], where they are among the rows that were scored."""
+    features: np.ndarray
+    """float64 [n, 6], see `agents.synthesis`."""
+    triggers: dict[str, int]
+    """How many of them each cause applies to."""
 
 
 def doubted(
-    config: Config, run: Run, folder: Folder, source: ContextSource, split: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(features float [n, 6], labels, user codes) of the rows of a split that are in doubt."""
-    local = folder.local() / f"bundle-{split}"
-    assemble(config, run, local, split, split)
-    bundle = Bundle.open(local)
-    rows = chosen_rows(source, split, ROWS, config.seed)
-    table = yes_no_rows(config, run, rows)
-    contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
-    vectors = {name: np.asarray(value[rows]) for name, value in load_vectors(run).items()}
-    served = Served(config, bundle)
-    try:
-        print(f"reflect: the student scores {len(rows):,} {split} rows", flush=True)
-        logits, p_yes, choices = served.score(contexts, vectors)
-        verdicts = [
-            Verdict(p_yes=float(p), logit=float(z), expert=choice.name, gate=choice.gate)
-            for p, z, choice in zip(p_yes, logits, choices, strict=True)
-        ]
-        dossier = Dossier(contexts, vectors)
-        causes = asyncio.run(ReflectionAgent(config.serve).triggers(dossier, verdicts, False))
-        places = [at for at, found in enumerate(causes) if found]
-        print(f"reflect: {len(places):,} of them are in doubt", flush=True)
-        agent = ReasoningAgent(bundle, served.engine)
-        looks = served.engine.run(_looks(agent, dossier, places, config.serve.reflection_rounds))
-    finally:
-        served.engine.close()
+    config: Config,
+    served: Served,
+    contexts: list[Context],
+    vectors: dict[str, np.ndarray],
+    logits: np.ndarray,
+    p_yes: np.ndarray,
+    choices: list[Choice],
+) -> Doubted:
+    """At most LIMIT of the rows in doubt, with their second looks. No reasons were written about them, so
+    none is doubted for what its reasons say."""
+    dossier = Dossier(contexts, vectors)
+    verdicts = [
+        Verdict(p_yes=float(p), logit=float(z), expert=choice.name, gate=choice.gate)
+        for p, z, choice in zip(p_yes, logits, choices, strict=True)
+    ]
+    causes = asyncio.run(ReflectionAgent(config.serve).triggers(dossier, verdicts, False))
+    places = np.flatnonzero([bool(found) for found in causes])
+    rng = np.random.default_rng(config.seed)
+    places = np.sort(rng.choice(places, min(LIMIT, len(places)), replace=False))
+    print(f"reflect: {len(places):,} rows in doubt are decided again", flush=True)
+    agent = ReasoningAgent(served.bundle, served.engine)
+    looks = served.engine.run(_looks(agent, dossier, places.tolist(), config.serve.reflection_rounds))
     made = [features(float(p_yes[at]), found) for at, found in zip(places, looks, strict=True)]
-    found = np.array(made, np.float64).reshape(len(places), -1)
-    return found, source.labels[rows][places].astype(np.float64), source.users[rows][places]
+    return Doubted(
+        places,
+        np.array(made, np.float64).reshape(len(places), len(NEUTRAL.array())),
+        dict(Counter(name for at in places for name in causes[at])),
+    )
 
 
 async def _looks(
@@ -112,18 +154,14 @@ async def _looks(
     return found
 
 
-def _flat(report: dict[str, Any]) -> dict[str, Any]:
-    fitted = report.get("fitted")
-    if not fitted:
-        return {"fitted": False}
-    return {
-        "doubted": report["rows"],
-        "auc_before": report["before"]["auc"],
-        "auc_after": fitted["auc"],
-        "accuracy_before": report["before"]["accuracy"],
-        "accuracy_after": fitted["accuracy"],
-        "p": fitted["p"],
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a manifest, from what `agents.synthesis.compared` says."""
+    rounded = {
+        f"{name}_{when}": None if report[when][name] is None else round(report[when][name], 4)
+        for name in ("auc", "accuracy")
+        for when in ("before", "after")
     }
+    return {"doubted": report["rows"], **rounded, "turned": report["turned"], "better": report["better"]}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ encode    collaborative vectors
 reason    the teacher's verified traces
 mix       80 % Yes/No rows, 20 % reasoning
 train     base, global LoRA, cluster LoRAs, projector, gate, calibration
+reflect   weights of the agents' second looks
 evaluate  metrics with intervals, beside baselines; the report
 publish   the bundle that is served
 """

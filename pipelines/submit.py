@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -92,6 +93,8 @@ def client(root: Path, dashboard: str) -> Any:
     os.environ.pop("RAY_ADDRESS", None)  # would outrank the address given
     from ray.job_submission import JobSubmissionClient
 
+    # What it leaves out of a package, it left out on our behalf.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     headers = {"Authorization": f"Bearer {clusters.token(root)}"}
     try:
         return JobSubmissionClient(dashboard, headers=headers)
@@ -127,14 +130,19 @@ def follow_job(jobs: Any, job: str, write: Callable[[str], Any]) -> Any:
     return info
 
 
-def run_job(root: Path, dashboard: str, command: str, write: Callable[[str], Any]) -> str:
+def run_job(root: Path, dashboard: str, command: str, run: str, write: Callable[[str], Any]) -> str:
     """Run `command` as a job on a copy of the checkout's code; return the URI of that copy.
 
-    Raises LaunchError as `follow_job`; on KeyboardInterrupt stops the job, waits for its end and lets the
-    interrupt go on.
+    Raises LaunchError as `follow_job`, and where a job is at work on the run folder `run` already; on
+    KeyboardInterrupt stops the job, waits for its end and lets the interrupt go on.
     """
     jobs = client(root, dashboard)
-    job = start_job(jobs, root, command)
+    if earlier := at_work(jobs, run):
+        raise LaunchError(
+            f"job {earlier} is still at work on {run}: follow it with python -m pipelines.submit and the "
+            f"same --config, or end it with make stop"
+        )
+    job = start_job(jobs, root, command, metadata={"run": run})
     try:
         return follow_job(jobs, job, write).runtime_env["working_dir"]
     except KeyboardInterrupt:

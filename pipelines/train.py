@@ -33,7 +33,7 @@ from ray_app.records import Context, Trace
 from ray_app.student import calibration
 from ray_app.student.batching import check_lengths, sequence
 from ray_app.student.experts import GLOBAL, Clusters, cluster_users, gate_logits
-from ray_app.student.phases import BOOTSTRAP, PROJECTOR, load_tokenizer
+from ray_app.student.phases import LANGUAGE, PROJECTOR, load_tokenizer
 from ray_app.student.publishing import worth_publishing
 from ray_app.student.tokens import NO, YES, train_tokenizer
 
@@ -57,8 +57,8 @@ SPEED_ONLY = {"workers", "cpus_per_worker", "threads", "max_failures", "checkpoi
 """Keys of `train` that say how a run is carried out, not what is learned."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train lists its checkpoints."""
-QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-"""Otherwise every line a worker prints comes twice."""
+QUIET = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "TORCH_COMPILE_DISABLE": "1"}
+"""Otherwise every line a worker prints comes twice, and Muon's small products are compiled for a minute."""
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -318,7 +318,7 @@ def lay_out(config: Config, local: Path, clusters: Clusters) -> None:
         shutil.copytree(local / name / "adapter", student / "adapters" / name)
     shutil.copy(local / GLOBAL / PROJECTOR, student / PROJECTOR)
     if config.student.base is None:
-        shutil.copytree(local / BOOTSTRAP / "base", student / "model")
+        shutil.copytree(local / LANGUAGE / "base", student / "model")
         shutil.copytree(local / "tokenizer", student / "model", dirs_exist_ok=True)
     with open(student / "clusters.npz", "wb") as file:
         clusters.save(file)

@@ -4,6 +4,7 @@ Every worker plans the same batches from the same seed and takes each world-size
 step does not depend on where it runs. A finished phase is committed to the stage folder by rank 0 and never
 repeated; inside a phase, DeepSpeed checkpoints go to Ray Train, which hands the last one back after a
 failure. A checkpoint fits the same number of workers only: at another number the phase starts over.
+An adapter's phase stops early on the UAUC of validation rows and keeps its best point.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.collab.features import SCALARS
 from ray_app.config import Config, TrainConfig
+from ray_app.evaluation.ranking import uauc
 from ray_app.student.batching import Sequence, batches, collate, plan, sizes
 from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
-from ray_app.student.phases import BOOTSTRAP, Phase, build, load_tokenizer, phases, save
+from ray_app.student.phases import LANGUAGE, Phase, build, load_tokenizer, optimizer, phases, save
+from ray_app.student.stopping import EarlyStopping
 from ray_app.telemetry import Telemetry
 
 DONE = "done.json"
 PLACE = "place"
 """Name of the file in which a rank says what its checkpoint is of."""
+REPLAYED = 4
+"""One short Yes/No row in so many comes again among the reasoning rows, lest the answers be forgotten."""
 CURVE_POINTS = 6
 """Validation points per phase."""
 CURVE_ROWS = 500
-"""Validation rows of a point; a phase's final score takes all."""
+"""Validation rows of a point, those of whole users; a phase's final score takes all."""
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -67,17 +72,15 @@ class Data:
         self.widths = {
             name: int(value.shape[1]) if reads_all else SCALARS[name] for name, value in self.vectors.items()
         }
-        self.repeats = config.student.bootstrap
         self.examples = read_tokens(folder / "tokens" / "examples")
         self.valid = [item for item, _ in read_tokens(folder / "tokens" / "valid")]
         corpus = folder / "tokens" / "corpus"
         self.corpus = [item for item, _ in read_tokens(corpus)] if corpus.exists() else []
 
     def of(self, phase: Phase) -> list[Sequence]:
-        if phase.name == BOOTSTRAP:
-            again = [item for item, _ in self.examples if item.reasoned] * (self.repeats.reason_repeats - 1)
-            short = self.corpus * self.repeats.corpus_repeats
-            return [*short, *(item for item, _ in self.examples), *again]
+        if phase.whole:
+            rows = [item for item, _ in self.examples if item.reasoned == (phase.name == LANGUAGE)]
+            return [*self.corpus[:: REPLAYED if phase.name == LANGUAGE else 1], *rows]
         return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
 
 
@@ -109,25 +112,27 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     settings = json.loads(Path(config.train.deepspeed).read_text())
     student = build(phase, config, folder, data.tokenizer, data.widths)
     rows = data.of(phase)
-    if phase.name == BOOTSTRAP or (config.student.base and not phase.warm):
+    if phase.source is None:
         seen = np.unique([item.row_id for item in rows])
         student.projector.fit_scaling(
             {name: torch.from_numpy(np.asarray(data.vectors[name][seen])) for name in SOFT_NAMES}
         )
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=config.train.weight_decay
-    )
+    rule = optimizer(phase, student, config.train.weight_decay)
+    rates = [group["lr"] for group in rule.param_groups]
+    if phase.matrix_rate is not None:
+        # DeepSpeed would clip Muon's steps, whose size says nothing of the gradient's.
+        settings["gradient_clipping"] = 0.0
     engine: Any = deepspeed.initialize(
         model=student,
-        model_parameters=parameters,  # pyright: ignore[reportArgumentType]
-        optimizer=optimizer,
+        model_parameters=[p for p in student.parameters() if p.requires_grad],  # pyright: ignore[reportArgumentType]
+        optimizer=rule,
         config=settings,
         dist_init_required=False,
     )[0]
     total = steps_of(rows, phase, config, world)
-    step, curve = restore(engine, phase, rank, world)
-    glance = data.valid[:: max(1, len(data.valid) // CURVE_ROWS)]
+    watch = EarlyStopping(config.train.patience)
+    step, curve = restore(engine, phase, rank, world, watch)
+    glance, done = whole_users(data.valid, CURVE_ROWS, config.seed), False
     saved = resumed = time.monotonic()
     tokens, seconds, recent = 0, 0.0, []
     engine.train()
@@ -137,8 +142,8 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
         # Seeded by the step, so that a resumed phase drops what an undisturbed one would.
         torch.manual_seed(config.seed * 1_000_003 + number)
         batch = to_device(batch, engine.device)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = phase.learning_rate * schedule(number, total, config.train.warmup)
+        for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(number, total, config.train.warmup)
         out = engine(batch)
         engine.backward(out["loss"])
         engine.step()
@@ -149,6 +154,10 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
         if point:
             seconds += time.monotonic() - resumed
             logits = score(engine.module, glance, data, config.train, engine.device)
+            order = within_users(glance, logits)
+            if not phase.whole:
+                with gathered(engine, engine.module):
+                    done = watch.see(step, order, learning(engine.module))
             answer, text = np.mean(recent, axis=0)
             curve.append(
                 {
@@ -159,16 +168,21 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
                     "loss_answer": round(float(answer), 5),
                     "loss_text": round(float(text), 5),
                     "valid_auc": round(auc(glance, logits), 5),
+                    "valid_uauc": round(order, 5),
                 }
             )
             recent, resumed = [], time.monotonic()
             engine.train()
             if rank == 0:
                 report_progress(phase, curve[-1])
+        if done:
+            break
         if step < total and due(saved, config.train.checkpoint_every_s, engine.device):
-            checkpoint(engine, phase, step, rank, world, curve)
+            checkpoint(engine, phase, step, rank, world, curve, watch)
             saved = time.monotonic()
-    commit(phase, engine, folder, data, config, rank, curve, len(rows))
+    with gathered(engine, engine.module, modify=True):
+        watch.restore(learning(engine.module))
+    commit(phase, engine, folder, data, config, rank, curve, len(rows), watch.step or step)
     ray.train.report({"phase": phase.name})
     engine.destroy()
 
@@ -239,6 +253,25 @@ def auc(rows: list[Sequence], logits: np.ndarray) -> float:
     return float(roc_auc_score(labels, logits)) if 0 < labels.mean() < 1 else float("nan")
 
 
+def within_users(rows: list[Sequence], logits: np.ndarray) -> float:
+    """UAUC; not a number where no user has rows of both labels."""
+    return uauc([item.user for item in rows], [item.label for item in rows], logits)
+
+
+def whole_users(rows: list[Sequence], count: int, seed: int) -> list[Sequence]:
+    """About `count` of the rows: all those of some users, drawn by seed."""
+    users = np.array([item.user for item in rows])
+    order = np.random.default_rng(seed).permutation(np.unique(users))
+    sizes = np.bincount(users)[order]
+    chosen = set(order[: int(np.searchsorted(np.cumsum(sizes), count)) + 1].tolist())
+    return [item for item in rows if item.user in chosen]
+
+
+def learning(student: Student) -> dict[str, torch.nn.Parameter]:
+    """Parameters that the phase trains, by name."""
+    return {name: p for name, p in student.named_parameters() if p.requires_grad}
+
+
 def due(saved: float, every_s: float, device: torch.device) -> bool:
     """Whether a checkpoint is due, by rank 0's clock: saving waits for all ranks, so all must agree."""
     late = torch.tensor(int(time.monotonic() - saved > every_s), device=device)
@@ -247,7 +280,13 @@ def due(saved: float, every_s: float, device: torch.device) -> bool:
 
 
 def checkpoint(
-    engine: Any, phase: Phase, step: int, rank: int, world: int, curve: list[dict[str, Any]]
+    engine: Any,
+    phase: Phase,
+    step: int,
+    rank: int,
+    world: int,
+    curve: list[dict[str, Any]],
+    watch: EarlyStopping,
 ) -> None:
     """Save the engine on every rank and hand the checkpoint to Ray Train (which waits for all ranks)."""
     import ray.train
@@ -255,13 +294,16 @@ def checkpoint(
     with tempfile.TemporaryDirectory() as local:
         state = {"phase": phase.name, "step": step, "world": world, "curve": curve}
         engine.save_checkpoint(local, tag="state", client_state=state, exclude_frozen_parameters=True)
+        torch.save(watch.state_dict(), Path(local, f"best-{rank}.pt"))
         Path(local, f"{PLACE}-{rank}.json").write_text(json.dumps(state | {"files": sizes_in(local)}))
         ray.train.report(
             {"phase": phase.name, "step": step}, checkpoint=ray.train.Checkpoint.from_directory(local)
         )
 
 
-def restore(engine: Any, phase: Phase, rank: int, world: int) -> tuple[int, list[dict[str, Any]]]:
+def restore(
+    engine: Any, phase: Phase, rank: int, world: int, watch: EarlyStopping
+) -> tuple[int, list[dict[str, Any]]]:
     """(step, curve) to go on from: the start of the phase if the checkpoint is of another or is damaged."""
     import ray.train
 
@@ -273,6 +315,7 @@ def restore(engine: Any, phase: Phase, rank: int, world: int) -> tuple[int, list
         if state is None or state["phase"] != phase.name or state["world"] != world:
             return 0, []
         engine.load_checkpoint(local, tag="state", load_module_strict=False)
+        watch.load_state_dict(torch.load(Path(local, f"best-{rank}.pt"), weights_only=True))
         return state["step"], state["curve"]
 
 
@@ -310,12 +353,12 @@ def commit(
     rank: int,
     curve: list[dict[str, Any]],
     rows: int,
+    best: int,
 ) -> None:
     """Rank 0 writes the phase's result beside its place, then moves it there whole."""
     student = engine.module
     logits = score(student, data.valid, data, config.train, engine.device)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    with gathered(engine, parameters):
+    with gathered(engine, student):
         if rank == 0:
             scratch = folder / f".{phase.name}.partial"
             shutil.rmtree(scratch, ignore_errors=True)
@@ -326,7 +369,9 @@ def commit(
                 "curve": curve,
                 "rows": rows,
                 "trainable": trainable(student),
+                "best_step": best,
                 "valid_auc": auc(data.valid, logits),
+                "valid_uauc": within_users(data.valid, logits),
             }
             (written / DONE).write_text(json.dumps(facts))
             shutil.rmtree(folder / phase.name, ignore_errors=True)
@@ -335,12 +380,14 @@ def commit(
     torch.distributed.barrier()
 
 
-def gathered(engine: Any, parameters: list[torch.nn.Parameter]) -> Any:
+def gathered(engine: Any, student: Student, modify: bool = False) -> Any:
+    """The parameters that the phase trains, whole on every rank; with `modify`, changes to them last."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=None)
+    parameters = list(learning(student).values())
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None)
 
 
 def report_progress(phase: Phase, point: dict[str, Any]) -> None:
@@ -348,6 +395,7 @@ def report_progress(phase: Phase, point: dict[str, Any]) -> None:
     print(
         f"train {phase.name}: step {point['step']}/{point['of']}  {point['seconds']:.0f} s  "
         f"{point['tokens_per_second']:,} tokens/s  loss answer {point['loss_answer']:.3f} "
-        f"text {point['loss_text']:.3f}  valid AUC {point['valid_auc']:.4f}",
+        f"text {point['loss_text']:.3f}  valid AUC {point['valid_auc']:.4f} "
+        f"UAUC {point['valid_uauc']:.4f}",
         flush=True,
     )

@@ -31,17 +31,32 @@ import fsspec
 import psutil
 
 from ray_app import __version__
-from ray_app.errors import ArtifactError
+from ray_app.errors import ArtifactError, ConfigError
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+S3_LOCK = "requirements/cluster.txt"
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """(fsspec's file system, path in it). Raises ConfigError for a scheme that nothing here serves."""
+    scheme = uri.partition("://")[0]
+    try:
+        # Other processes write too: what a listing said a while ago is no answer.
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except ImportError as error:
+        s3 = scheme in ("s3", "s3a")
+        remedy = f"pip install --no-deps -r {S3_LOCK}" if s3 else f"install fsspec's package for {scheme}"
+        raise ConfigError(f"{uri} is on a storage whose package is not installed: {remedy}") from error
+    except ValueError as error:
+        raise ConfigError(f"{uri} is on no storage that is known here: use s3:// or a path") from error
 
 
 class Folder:
     """Files under one URI. Writes are atomic: a reader sees the old file, none, or the whole new one."""
 
     def __init__(self, uri: str | Path):
-        self.fs, path = fsspec.core.url_to_fs(str(uri))
+        self.fs, path = filesystem(str(uri))
         self.root = path.rstrip("/")
         self.is_local = "file" in _protocols(self.fs)
         self.uri = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
@@ -166,6 +181,22 @@ class Run:
     def __init__(self, uri: str | Path):
         self.folder = Folder(uri)
         self.name = self.folder.root.rsplit("/", 1)[-1]
+
+    def reach(self) -> None:
+        """Raise ArtifactError, one line, unless storage that is not a local disk answers to our keys."""
+        if self.folder.is_local:
+            return
+        place = self.folder.root.split("/", 1)[0]
+        try:
+            self.folder.fs.info(place)
+        except FileNotFoundError:
+            raise ArtifactError(f"bucket {place} of run {self.folder.uri} does not exist: make it") from None
+        except Exception as error:  # each storage's client has its own; all mean that it is out of reach
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"run {self.folder.uri} cannot be reached ({reason}): set the storage's address and keys in "
+                f"the environment, for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+            ) from error
 
     def stage(self, name: str) -> Folder:
         return self.folder.folder(name)

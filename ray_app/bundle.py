@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ray_app.agents.synthesis import DEFAULT, Weights
+from ray_app.agents.synthesis import Weights
 from ray_app.artifacts import Folder
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
@@ -29,20 +29,17 @@ from ray_app.student.experts import GLOBAL, Choice, Clusters, choose
 from ray_app.swing.snapshots import load_snapshot
 
 MANIFEST = "bundle.json"
+SYNTHESIS = "synthesis.json"
 FILES = (
     "items.parquet", "users.parquet", "histories.npz", "state.npz", "latent.npy", "clusters.npz",
-    "calibration.json",
+    "calibration.json", SYNTHESIS,
 )  # fmt: skip
 """What `Bundle.open` reads beside the manifest and swing/."""
 
 
-SYNTHESIS = "synthesis.json"
-"""Not in a bundle that was published without stage `reflect`."""
-
-
 def synthesis_weights(folder: Folder) -> Weights:
-    """Weights of reflection's synthesis in a bundle's folder; `synthesis.DEFAULT` where none were fitted."""
-    return Weights(**folder.read_json(SYNTHESIS)) if folder.exists(SYNTHESIS) else DEFAULT
+    """Weights of reflection's synthesis in the folder of a bundle, or of stage reflect."""
+    return Weights(**folder.read_json(SYNTHESIS))
 
 
 @dataclass(frozen=True)

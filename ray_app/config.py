@@ -185,14 +185,29 @@ class ReasonConfig(Section):
     engine: EngineConfig = EngineConfig()
     fraction: float = Field(default=0.08, gt=0, le=1)
     """Share of training rows that are reasoned about."""
+    clusters: int = Field(default=4, ge=2)
+    """Clusters of users that the selection takes in turn."""
     paths: int = Field(default=2, ge=1)
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: int = Field(default=320, ge=16)
     rounds: int = Field(default=2, ge=0)
     """Reflection rounds for a row whose paths all fail verification."""
+    hints: bool = False
+    """Last resort: tell a row's outcome, and keep only what the engine then concludes from the reasons with
+    the answer masked (rationalisation)."""
+    form: bool = False
+    """Force the answer's form while decoding (`vllm`, and servers of it): for models too small to keep it."""
+    keep: int = Field(default=2, ge=1)
+    """Verified paths of a row that are kept, the shortest."""
+    token_budget: int = Field(default=320, ge=16)
+    """A verified path with more tokens is rejected."""
     batch_size: int = Field(default=256, ge=1)
     shard_rows: int = Field(default=1024, ge=1)
     """Rows per shard; a shard is the unit of resume."""
+    attempts: int = Field(default=2, ge=1)
+    """A row's chances to be served, the later ones alone; then it is quarantined."""
+    stall_s: float = Field(default=900.0, gt=0)
+    """An engine that starts for, or sits over one batch for, so many seconds is ended and replaced."""
 
 
 class MixConfig(Section):
@@ -216,13 +231,14 @@ class BootstrapConfig(Section):
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=3, ge=1)
     vocab: int = Field(default=2000, ge=300)
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the corpus and the mix."""
-    corpus_repeats: int = Field(default=1, ge=1)
-    """How often a pass shows each training row as a short prompt, which is where answers are learnt."""
-    reason_repeats: int = Field(default=2, ge=1)
-    """How often a pass shows each reasoning row: text takes longer to learn than answers."""
+    answer_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the Yes/No rows: all training rows as short prompts, and those of the mix."""
+    language_epochs: float = Field(default=2.0, gt=0)
+    """Passes over the reasoning rows, from there: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
+    """Of AdamW, for embeddings, norms and the projector."""
+    matrix_learning_rate: float | None = Field(default=0.01, gt=0)
+    """Of Muon, for the matrices of the layers; null leaves them to AdamW."""
 
     @model_validator(mode="after")
     def _head_size(self) -> BootstrapConfig:
@@ -282,6 +298,9 @@ class TrainConfig(Section):
     """Probability that a Yes/No row's prompt loses each optional section in training."""
     min_experts: int = Field(default=3, ge=1)
     max_experts: int = Field(default=5, ge=1)
+    patience: int = Field(default=3, ge=1)
+    """Points of a curve (there are about six) without a better UAUC on validation rows after which an
+    adapter's phase ends; the adapter of its best point is kept."""
     checkpoint_every_s: float = Field(default=60.0, gt=0)
     max_failures: int = Field(default=2, ge=0)
     valid_rows: int = Field(default=2000, ge=10)

@@ -22,9 +22,9 @@ from ray_app.records import Recommendation
 
 OTHER = "other"
 AGENTS = ("retrieval", "swing", "reasoning", "reflection", "explanation", "total")
-STAGES = ("prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish")
+STAGES = ("prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish")
 ROUTES = ("recommendations", "explanations", "interactions", "users", "items")
-PHASES = ("bootstrap", "global", "expert")
+PHASES = ("answers", "language", "global", "expert")
 TRIGGERS = ("low_confidence", "conflict", "high_stakes", "inconsistent")
 MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000]
 

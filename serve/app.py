@@ -22,6 +22,7 @@ from ray_app.config import EngineConfig
 from ray_app.engines.student import StudentEngine
 from ray_app.errors import EngineError, OverloadedError
 from serve.deployments import (
+    LEAVE_S,
     SMALL_CPUS,
     Explaining,
     MakeStudent,
@@ -61,7 +62,7 @@ class Ingress:
         }
         keys = Keys.of(os.environ)
         check_hosts([listening()], keys)
-        agents = team(retrieval, swing, reasoning, reflection, explanation)
+        agents = team(retrieval, swing, reasoning, reflection, explanation, settings.config.serve.deadline_s)
         self._front = Front(
             orchestrator=Orchestrator(agents, settings.config.serve, versions),
             profile=call(retrieval, "profile", OverloadedError),
@@ -104,6 +105,7 @@ def application(settings: Settings, make_student: MakeStudent) -> Application:
         name="Ingress",
         max_ongoing_requests=config.max_ongoing + config.max_queued + SPARE,
         max_queued_requests=config.max_queued,
+        graceful_shutdown_timeout_s=config.deadline_s + LEAVE_S,
         ray_actor_options={"num_cpus": SMALL_CPUS},
     )(Ingress)
     return ingress.bind(

@@ -31,6 +31,8 @@ from serve.settings import Settings
 MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
 HEALTH_S = 30.0
 """A replica that generates no token in this time is replaced."""
+LEAVE_S = 5.0
+"""A replica that is to end has the deadline, and this, for the requests at hand."""
 SMALL_CPUS = 0.2
 """Logical CPUs of an agent without a model: it mostly waits."""
 REASONING_CPUS = 0.5
@@ -41,6 +43,7 @@ UPSCALE_S, DOWNSCALE_S = 10.0, 300.0
 class Retrieval:
     def __init__(self, settings: Settings):
         self._agent = DataRetrievalAgent(open_bundle(settings), Store(settings.store))
+        self._agent.warm()
 
     async def fetch(self, user_id: str | None, item_id: str | None, opinions: dict[str, int]) -> UserView:
         return await self._agent.fetch(user_id, item_id, opinions)
@@ -74,6 +77,7 @@ class Retrieval:
 class Swing:
     def __init__(self, settings: Settings):
         self._agent = SwingAgent(open_bundle(settings))
+        self._agent.warm()
 
     async def propose(self, view: UserView, n: int) -> Proposal:
         return await self._agent.propose(view, n)
@@ -87,6 +91,7 @@ class Reasoning:
     def __init__(self, settings: Settings, make_student: MakeStudent):
         bundle = open_bundle(settings)
         self._agent = ReasoningAgent(bundle, make_student(bundle, settings.config.serve.engine))
+        self._warm = False
 
     async def decide(self, dossier: Dossier) -> list[Verdict]:
         return await self._agent.decide(dossier)
@@ -104,7 +109,10 @@ class Reasoning:
         await self._agent.healthy()
 
     async def check_health(self) -> None:
-        """Serve calls this; an exception has the replica replaced."""
+        """Serve calls this, first before the replica is given any work; an exception has it replaced."""
+        if not self._warm:
+            await self._agent.warm()
+            self._warm = True
         await asyncio.wait_for(self._agent.healthy(), HEALTH_S)
 
 
@@ -148,6 +156,7 @@ def small(agent: type, name: str, config: ServeConfig) -> Deployment:
         name=name,
         max_ongoing_requests=config.max_ongoing,
         max_queued_requests=config.max_queued,
+        graceful_shutdown_timeout_s=config.deadline_s + LEAVE_S,
         ray_actor_options={"num_cpus": SMALL_CPUS},
     )(agent)
 
@@ -160,6 +169,7 @@ def reasoning(config: ServeConfig) -> Deployment:
         max_queued_requests=config.max_queued,
         health_check_period_s=10.0,
         health_check_timeout_s=HEALTH_S,
+        graceful_shutdown_timeout_s=config.deadline_s + LEAVE_S,
         ray_actor_options={"num_cpus": REASONING_CPUS, "num_gpus": config.reasoning_gpus},
     )(Reasoning)
     if config.reasoning_max_replicas <= config.reasoning_replicas:

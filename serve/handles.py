@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,24 +14,52 @@ from ray_app import tracing
 from ray_app.agents.interface import Team
 from ray_app.errors import EngineError, OverloadedError, RationaleError
 
+ATTEMPTS = 3
+WAIT = 0.3
+"""Share of the deadline that an agent without a model may take: it needs milliseconds."""
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 
 
-def call(handle: DeploymentHandle, method: str, gone: type[RationaleError]) -> Callable[..., Awaitable[Any]]:
-    """An async function for a method behind a handle.
+def call(
+    handle: DeploymentHandle,
+    method: str,
+    gone: type[RationaleError],
+    attempts: int = 1,
+    limit_s: float | None = None,
+) -> Callable[..., Awaitable[Any]]:
+    """An async function for a method behind a handle. Where its caller goes, the work is called off.
 
     Raises the agent's own errors as they were raised there, OverloadedError when its queue is full, and
-    `gone` when its replica has died or is not there.
+    `gone` when its replica has died or is not there, `attempts` times: more than once only for what may be
+    done twice. The next attempt goes to another replica, or waits for the one that Serve starts. All of them
+    together take `limit_s` at most: nobody who asks while there is no replica waits for longer.
     """
     remote = getattr(handle, method)
 
     async def called(*args: Any) -> Any:
         with tracing.hop(f"{handle.deployment_name}.{method}") as carrier:
-            return await answered(*args, **({"carrier": carrier} if carrier else {}))
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await answered(*args, **({"carrier": carrier} if carrier else {}))
+            except TimeoutError as error:
+                raise gone(f"{handle.deployment_name} did not answer in time: ask again") from error
 
     async def answered(*args: Any, **more: Any) -> Any:
+        for _ in range(attempts - 1):
+            try:
+                return await once(*args, **more)
+            except gone as error:
+                if not isinstance(error.__cause__, GONE):
+                    raise
+        return await once(*args, **more)
+
+    async def once(*args: Any, **more: Any) -> Any:
+        response = remote.remote(*args, **more)
         try:
-            return await remote.remote(*args, **more)
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except BackPressureError as error:
             raise OverloadedError(
                 f"{handle.deployment_name} has a full queue: send the request again"
@@ -51,19 +80,25 @@ def team(
     reasoning: DeploymentHandle,
     reflection: DeploymentHandle,
     explanation: DeploymentHandle,
+    deadline_s: float,
 ) -> Team:
-    """The team behind these handles. Only a missing reasoning agent can be done without."""
+    """The team behind these handles. Only a missing reasoning agent can be done without, so nobody waits for
+    it; the others have no state that a second attempt could spoil."""
+
+    def again(handle: DeploymentHandle, method: str) -> Callable[..., Awaitable[Any]]:
+        return call(handle, method, OverloadedError, ATTEMPTS, WAIT * deadline_s)
+
     return Team(
-        fetch=call(retrieval, "fetch", OverloadedError),
-        propose=call(swing, "propose", OverloadedError),
-        assemble=call(retrieval, "assemble", OverloadedError),
-        estimate=call(swing, "estimate", OverloadedError),
+        fetch=again(retrieval, "fetch"),
+        propose=again(swing, "propose"),
+        assemble=again(retrieval, "assemble"),
+        estimate=again(swing, "estimate"),
         decide=call(reasoning, "decide", EngineError),
         write=call(reasoning, "write", EngineError),
         reconsider=call(reasoning, "reconsider", EngineError),
-        triggers=call(reflection, "triggers", OverloadedError),
-        synthesise=call(reflection, "synthesise", OverloadedError),
-        present=call(explanation, "present", OverloadedError),
-        without=call(retrieval, "without", OverloadedError),
+        triggers=again(reflection, "triggers"),
+        synthesise=again(reflection, "synthesise"),
+        present=again(explanation, "present"),
+        without=again(retrieval, "without"),
         rethink=call(reasoning, "rethink", EngineError),
     )

@@ -33,11 +33,13 @@ from ray_app.records import Interaction, Item, Recommendation
 from ray_app.telemetry import SERVICE, Telemetry
 from serve.events import EVENTS, stream, wants_events
 from serve.keys import Keys
-from serve.limits import Limits
+from serve.limits import Limits, Pace
 from serve.problems import InvalidRequestError, install, problem
 
 PAGE = Path(__file__).parent / "page"
 READY_S = 4.0
+IN_TIME = 0.4
+"""Share of the deadline that answers should not need; when they do, fewer requests are let in."""
 MAX_OPINIONS = 100
 """Liked and disliked items that a request may name, each."""
 STREAMS: dict[int | str, dict[str, Any]] = {
@@ -175,9 +177,10 @@ def make_api(front: Front) -> FastAPI:
     }
     api = FastAPI(title="Rationale", version=front.versions["rationale"], responses=problems)
     install(api)
-    telemetry, at_once = Telemetry(), serve.max_ongoing + serve.max_queued
+    telemetry = Telemetry()
     telemetry.appear(SERVICE)
-    api.add_middleware(Limits, at_once=at_once, telemetry=telemetry, keys=front.keys)
+    pace = Pace(serve.max_ongoing, serve.max_ongoing + serve.max_queued, IN_TIME * serve.deadline_s)
+    api.add_middleware(Limits, pace=pace, telemetry=telemetry, keys=front.keys)
 
     async def answer(route: str, question: Question, http: HttpRequest) -> Any:
         async def work(watch: Watch | None = None) -> Recommendation:

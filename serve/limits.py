@@ -20,6 +20,7 @@ from serve.problems import problem
 
 MAX_BODY = 64 * 1024
 FAILED = 500
+FEWER = 0.75
 access = logging.getLogger("rationale.access")
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 VERSION = "/v1/"
@@ -28,13 +29,36 @@ WRITES = "interactions"
 """The route that a key which may only read does not open."""
 
 
+class Pace:
+    """How many requests may be at work: so many as are answered within `target_s`, at most `most`.
+
+    Additive increase, multiplicative decrease (Chiu and Jain 1989): one more for every `limit` requests that
+    were answered in time while the limit was reached, a quarter fewer when one took longer, and then not
+    again until those admitted before have gone. So a queue never grows beyond what a deadline allows,
+    whatever the machine can do.
+    """
+
+    def __init__(self, begin: int, most: int, target_s: float):
+        self.limit = float(begin)
+        self._most, self._target = most, target_s
+        self._lowered = float("-inf")
+
+    def learn(self, began: float, ended: float, working: int) -> None:
+        """Of a request that was answered: when it began and ended, in seconds, and how many were at work."""
+        if ended - began <= self._target:
+            if working >= self.limit - 1:
+                self.limit = min(float(self._most), self.limit + 1 / self.limit)
+        elif began > self._lowered:
+            self.limit, self._lowered = max(1.0, FEWER * self.limit), ended
+
+
 class Limits:
-    """ASGI middleware. More than `at_once` requests to /v1 are refused at once, with Retry-After; with
+    """ASGI middleware. More requests to /v1 than `pace` allows are refused at once, with Retry-After; with
     `keys`, so is whoever brings none, or asks too much with theirs."""
 
-    def __init__(self, app: ASGIApp, at_once: int, telemetry: Telemetry, keys: Keys | None = None):
+    def __init__(self, app: ASGIApp, pace: Pace, telemetry: Telemetry, keys: Keys | None = None):
         self._app = app
-        self._at_once = at_once
+        self._pace = pace
         self._telemetry = telemetry
         self._door = Door(keys) if keys else None
         self._working = 0
@@ -55,9 +79,9 @@ class Limits:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await send(message)
 
-        if not scope["path"].startswith(VERSION):
+        if not _path(scope).startswith(VERSION):
             return await self._limited(scope, headers, receive, send_named)
-        began, route = time.monotonic(), _route(scope["path"])
+        began, route = time.monotonic(), _route(_path(scope))
         context = {key: headers[key.encode()].decode("latin-1") for key in TRACE if key.encode() in headers}
         with tracing.request(f"{scope['method']} {VERSION}{route}", name.decode(), context) as span:
             try:
@@ -80,7 +104,7 @@ class Limits:
         if self._door is None:
             return await self._limited(scope, headers, receive, send_named)
         try:
-            key = self._door.enter(headers, writes=_route(scope["path"]) == WRITES)
+            key = self._door.enter(headers, writes=_route(_path(scope)) == WRITES)
         except Refused as refused:
             refusal = problem(refused.status, refused.detail, refused.retry_s)
             return await refusal(scope, receive, send_named)
@@ -96,20 +120,28 @@ class Limits:
         if body is None:
             refusal = problem(413, f"the body is larger than {MAX_BODY} bytes: send less")
             return await refusal(scope, receive, send_named)
-        limited = scope["path"].startswith(VERSION)
-        if limited and self._working >= self._at_once:
+        limited = _path(scope).startswith(VERSION)
+        if limited and self._working >= int(self._pace.limit):
             refusal = problem(503, f"{self._working} requests are at work: send it again in a moment")
             return await refusal(scope, receive, send_named)
+        began = time.monotonic()
         self._count(limited)
         try:
             return await self._app(scope, _replayed(body, receive), send_named)
         finally:
+            if limited:
+                self._pace.learn(began, time.monotonic(), self._working)
             self._count(-limited)
 
     def _count(self, more: int) -> None:
         self._working += more
         if more:
             self._telemetry.set("rationale_at_work", self._working)
+
+
+def _path(scope: Scope) -> str:
+    """The path without the route that the whole application is served under."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
 def _route(path: str) -> str:

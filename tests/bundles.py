@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ray_app.agents.synthesis import DEFAULT
 from ray_app.artifacts import Folder
-from ray_app.bundle import MANIFEST, Bundle
+from ray_app.bundle import MANIFEST, SYNTHESIS, Bundle
 from ray_app.collab.features import Catalogue, Histories, encode
 from ray_app.collab.latent import item_vectors
 from ray_app.collab.rolling import roll
@@ -131,6 +133,7 @@ def _write(
     rates = np.full(len(user), label.mean())
     told, window = (item, timestamp, rolling[:, :3], rates), config.collab.window
     vectors = encode(histories, user, start, end, *told, catalogue, latent, table, prior, window)
+    Folder(folder).write_json(SYNTHESIS, DEFAULT.as_dict())
     items.write_parquet(folder / "items.parquet")
     users.write_parquet(folder / "users.parquet")
     fields = {name: getattr(histories, name) for name in Histories.__dataclass_fields__}
@@ -200,3 +203,26 @@ class LinearStudent:
         would = "would" if yes else "would not"
         answer = "Yes" if yes else "No"
         return f" ( [{name}] ) {sentence}. ( {answer} ) So overall the user {would} like it."
+
+
+class Breakable(LinearStudent):
+    """A student that hangs while the file `hung` is there, and notes in `dropped` what was called off."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+
+    async def score(self, requests):
+        await self._hang()
+        return await super().score(requests)
+
+    async def healthy(self) -> None:
+        await self._hang()
+
+    async def _hang(self) -> None:
+        try:
+            while (self._folder / "hung").exists():
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            (self._folder / "dropped").touch()
+            raise

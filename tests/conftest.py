@@ -82,6 +82,15 @@ def trained_run(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty place on a real S3 server process."""
+    from tests.s3 import BUCKET, s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")):
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the synthetic bundle: to read only."""
     from tests.bundles import make_bundle

@@ -135,7 +135,14 @@ def small_config(inputs: Path, **train: object) -> Config:
         "prompt": {"history": 3, "neighbours": 2, "candidates": 2},
         "reason": {"fraction": 0.05, "shard_rows": 200},
         "student": {
-            "bootstrap": {"hidden": 32, "heads": 1, "layers": 1, "vocab": 600, "epochs": 0.6},
+            "bootstrap": {
+                "hidden": 32,
+                "heads": 1,
+                "layers": 1,
+                "vocab": 600,
+                "answer_epochs": 0.6,
+                "language_epochs": 0.6,
+            },
             "max_length": 384,
         },
         "train": {

@@ -4,14 +4,15 @@
       -> reflection <-> reasoning, for what is in doubt -> explanation
       -> retrieval, reasoning: what each would be without the ratings that its reasons cite
 
-If the student's engine dies before it has decided, Swing's order and plain rates answer; if it dies
-later, its decisions stay. Either way reasons are written from the evidence, and the answer says so.
+If the student's engine dies or is silent before it has decided, Swing's order and plain rates answer; if it
+is later, its decisions stay. Either way reasons are written from the evidence, and the answer says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,8 @@ from ray_app.config import ServeConfig
 from ray_app.errors import EngineError
 from ray_app.records import Explanation, Recommendation, RecommendedItem, Verdict
 
+PATIENCE = {"decide": 0.6, "write": 0.8, "reconsider": 0.8, "rethink": 0.95}
+"""Share of the deadline by which the student has to have done that, or the answer does without."""
 HURRY = 0.5
 """Reflection takes no further round, and nothing is scored without its evidence, once this share of the
 deadline has gone by."""
@@ -124,6 +127,16 @@ class Orchestrator:
             answer.trail = walk.trail(best, reviews, answer)
         return answer
 
+    @asynccontextmanager
+    async def _patience(self, work: str, walk: Walk) -> AsyncIterator[None]:
+        """Raises EngineError once this work's share of the deadline is spent."""
+        until = PATIENCE[work] * self._config.deadline_s
+        try:
+            async with asyncio.timeout(max(0.0, until - walk.seconds)):
+                yield
+        except TimeoutError as error:
+            raise EngineError(f"nothing came within {until:.1f} s of the request") from error
+
     async def _decide(
         self, dossier: Dossier, proposal: Proposal, question: Question, walk: Walk
     ) -> tuple[Dossier, list[Review], str]:
@@ -132,7 +145,8 @@ class Orchestrator:
         walk.considered(dossier, proposal, [])
         try:
             with walk.step("reasoning", "decide") as facts:
-                verdicts = await team.decide(dossier)
+                async with self._patience("decide", walk):
+                    verdicts = await team.decide(dossier)
                 facts |= {"items": len(verdicts)} | spread([verdict.p_yes for verdict in verdicts])
         except EngineError as error:
             best = dossier.take(list(range(min(k, len(dossier)))))
@@ -145,7 +159,8 @@ class Orchestrator:
         best, verdicts, interest = dossier.take(order), [verdicts[at] for at in order], interest[order]
         try:
             with walk.step("reasoning", "write") as facts:
-                verdicts = await team.write(best, verdicts, 0)
+                async with self._patience("write", walk):
+                    verdicts = await team.write(best, verdicts, 0)
                 facts["items"] = len(verdicts)
             walk.first = _by_item(best, verdicts)
             reviews = await self._doubt(best, verdicts, question.high_stakes, walk)
@@ -171,7 +186,8 @@ class Orchestrator:
             if walk.seconds > HURRY * self._config.deadline_s:
                 break
             with walk.step("reasoning", "reconsider") as facts:
-                found = await team.reconsider(dossier.take(doubted), round)
+                async with self._patience("reconsider", walk):
+                    found = await team.reconsider(dossier.take(doubted), round)
                 facts |= {"items": len(doubted), "round": round}
             for at, look in zip(doubted, found, strict=True):
                 looks[at].append(look)
@@ -189,7 +205,8 @@ class Orchestrator:
         if again:
             with walk.step("reasoning", "write") as facts:
                 part = dossier.take(again)
-                rewritten = await team.write(part, [reviews[at].verdict for at in again], 1)
+                async with self._patience("write", walk):
+                    rewritten = await team.write(part, [reviews[at].verdict for at in again], 1)
                 facts["items"] = len(again)
             walk.again = _by_item(part, rewritten)
             for at, verdict in zip(again, rewritten, strict=True):
@@ -212,7 +229,8 @@ class Orchestrator:
             others = await self._team.without(view, items, [[e.item_id for e in cited[at]] for at in places])
         try:
             with walk.step("reasoning", "rethink") as facts:
-                p_yes = await self._team.rethink(best.take(places), others)
+                async with self._patience("rethink", walk):
+                    p_yes = await self._team.rethink(best.take(places), others)
                 facts["items"] = len(places)
         except EngineError as error:
             return (

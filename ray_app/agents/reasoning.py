@@ -12,6 +12,7 @@ import numpy as np
 
 from ray_app.agents.interface import Dossier, SecondLook
 from ray_app.bundle import Bundle
+from ray_app.collab.evidence import NO_PEERS
 from ray_app.engines.student import Scoring, StudentEngine, Writing
 from ray_app.prompts.grammar import reasoning_regex
 from ray_app.prompts.parse import parse_reasoning
@@ -107,6 +108,16 @@ class ReasoningAgent:
         prompts = [(at, self._prompt(others, at)) for at in range(len(others))]
         logits = await self._blend(others, prompts, choice.weights)
         return [apply(self._bundle.calibration, choice.name, float(logit)) for logit in logits]
+
+    async def warm(self) -> None:
+        """Decide and write once, about one item for nobody, so that the first request does not wait for what
+        is compiled or loaded when it is first used. Raises EngineError if that fails."""
+        bundle, item = self._bundle, np.zeros(1, np.int32)
+        history, now = bundle.history("", []), bundle.cut + 1
+        count, rate, _ = bundle.statistics(item)[0]
+        told = ("", -1, history, now, 0, count, rate, bundle.like_rate(history), NO_PEERS, item)
+        dossier = Dossier([bundle.gatherer.context(*told)], bundle.vectors(history, item, now))
+        await self.write(dossier, await self.decide(dossier))
 
     async def healthy(self) -> None:
         """Generate a token; raises EngineError if that fails."""

@@ -35,6 +35,12 @@ class DataRetrievalAgent:
         self._clock = clock
         self._views: OrderedDict[str, tuple[float, UserView]] = OrderedDict()
 
+    def warm(self) -> None:
+        """Do once what compiles when it is first done (numba), for somebody who has liked one item."""
+        view = self._with(self._nobody(""), {self._bundle.items[0].item_id: 1})
+        peers = find_peers(self._bundle.gatherer.index, view.history, view.now, view.code, SIGNALS)
+        self._assembled(view, Proposal(peers, np.zeros(1, np.int32), np.zeros(1, np.float32)))
+
     async def fetch(
         self, user_id: str | None, item_id: str | None = None, opinions: Mapping[str, int] | None = None
     ) -> UserView:
@@ -61,7 +67,7 @@ class DataRetrievalAgent:
             less = replace(less, like_rate=bundle.like_rate(less.history))
             peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS)
             code = np.array([bundle.item_code(name)], np.int32)
-            parts.append(await self.assemble(less, Proposal(peers, code, np.zeros(1, np.float32))))
+            parts.append(self._assembled(less, Proposal(peers, code, np.zeros(1, np.float32))))
         return Dossier.joined(parts)
 
     async def _known(self, user_id: str | None, or_nobody: bool) -> UserView:
@@ -86,6 +92,9 @@ class DataRetrievalAgent:
 
     async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
         """Contexts and vectors of the proposed items. Made as they were made for training."""
+        return self._assembled(view, proposal)
+
+    def _assembled(self, view: UserView, proposal: Proposal) -> Dossier:
         bundle, history = self._bundle, view.history
         pool = self._pool(view, proposal.peers)
         contexts = [

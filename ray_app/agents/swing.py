@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 from ray_app.agents.interface import Dossier, Proposal, UserView
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
-from ray_app.records import Context, Verdict
+from ray_app.records import Context, Interaction, Verdict
 from ray_app.swing.weights import DAY
 
 HALF_LIFE = 20.0
@@ -33,6 +33,14 @@ class SwingAgent:
         self._bundle = bundle
         self.trend = _trend(bundle)
         """float64 [n_items]: everyone's likes of late, at most 1."""
+
+    def warm(self) -> None:
+        """Do once what compiles when it is first done (numba), for somebody who has liked one item."""
+        liked = Interaction(
+            user_id="", item_id=self._bundle.items[0].item_id, timestamp=self._bundle.cut + 1, label=1
+        )
+        history = self._bundle.history("", [liked])
+        self.candidates(history, self.signals(history, liked.timestamp, -1), 1)
 
     async def propose(self, view: UserView, n: int) -> Proposal:
         """Similar users, and n items or fewer worth deciding about: only the target where there is one."""

@@ -4,8 +4,8 @@
 
 z are log odds of calibrated P(yes); a look that was not taken stands at z itself, so that its weight goes to
 the first decision. The weights are fitted on validation rows that trigger: logistic regression with a normal
-prior around `DEFAULT`, which few rows hardly move. Measured on the same rows by cross-fitting: each fold of
-users is judged by weights of the others, before and after paired.
+prior around `DEFAULT`, which few rows hardly move. Where that makes decisions no better, reflection keeps
+the first one and only tells its doubts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scipy.special import expit, log_expit, logit
 from scipy.stats import binomtest
 
 from ray_app.agents.interface import SecondLook
+from ray_app.evaluation import intervals
 from ray_app.evaluation.ranking import auc
 from ray_app.prompts.student import SECTIONS
 
@@ -49,6 +50,8 @@ class Weights:
 
 
 DEFAULT = Weights()
+NEUTRAL = Weights(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""Keep the first decision."""
 
 
 def features(before: float, looks: list[SecondLook]) -> np.ndarray:
@@ -82,44 +85,61 @@ def fit(rows: np.ndarray, labels: np.ndarray) -> Weights:
     return Weights(*(float(value) for value in minimize(loss, start, method="BFGS").x))
 
 
-def gain(rows: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int) -> dict[str, Any]:
-    """`judged` with cross-fitted weights: what the fit is worth on rows that it has not seen."""
-    fitted = np.full(len(labels), np.nan)
+def learn(
+    rows: np.ndarray, labels: np.ndarray, users: np.ndarray, resamples: int, seed: int
+) -> tuple[Weights, dict[str, Any]]:
+    """(weights to serve, what they are worth) from `features` float [n, 6], labels [n] and user codes [n].
+
+    The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
+    others. Reflection has to earn its place: unless it saves log loss there, and costs neither AUC nor
+    accuracy, the weights are `NEUTRAL`. So they are with too few rows, or labels all alike.
+    """
+    if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
+        return NEUTRAL, compared(rows, labels, users, expit(rows @ NEUTRAL.array()), resamples, seed)
     code = np.unique(users, return_inverse=True)[1]
-    fold = np.random.default_rng(seed).permutation(code.max(initial=-1) + 1)[code] % FOLDS
+    fold = np.random.default_rng(seed).permutation(code.max() + 1)[code] % FOLDS
+    after = np.empty(len(labels))
     for part in np.unique(fold):
         held = fold == part
-        fitted[held] = expit(rows[held] @ fit(rows[~held], labels[~held]).array())
-    return _compared(rows, labels, fitted)
+        after[held] = expit(rows[held] @ fit(rows[~held], labels[~held]).array())
+    report = compared(rows, labels, users, after, resamples, seed)
+    return fit(rows, labels) if _better(report) else NEUTRAL, report
 
 
-def judged(rows: np.ndarray, labels: np.ndarray, weights: Weights) -> dict[str, Any]:
-    """What reflection is worth on rows that trigger: `features` float [n, 6] and labels [n].
+def judged(
+    rows: np.ndarray, labels: np.ndarray, users: np.ndarray, weights: Weights, resamples: int, seed: int
+) -> dict[str, Any]:
+    """What these weights are worth on rows that they have not seen."""
+    return compared(rows, labels, users, expit(rows @ weights.array()), resamples, seed)
 
-    AUC, accuracy and log loss `before`, after with the `constant` weights and after with the `fitted` ones;
-    `turned` decisions, of which so many `better` and `worse`, with the exact two-sided p of McNemar's test.
-    An undefined AUC is None.
+
+def compared(
+    rows: np.ndarray, labels: np.ndarray, users: np.ndarray, after: np.ndarray, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Decisions of doubted rows before and after reflection.
+
+    `before`, `after`: auc, accuracy, log_loss. `auc_gain`: the paired difference and its 95 % interval by
+    bootstrap over users. `turned` decisions, of which so many `better` and `worse`, with the exact two-sided
+    p of McNemar's test. What is undefined is None.
     """
-    return _compared(rows, labels, expit(rows @ weights.array()))
+    code, before = np.unique(users, return_inverse=True)[1], expit(rows[:, 0])
+    gain = dict.fromkeys(("value", "low", "high"))
+    if len(np.unique(labels)) == 2:
+        later, earlier = (intervals.auc_statistic(code, labels, p) for p in (after, before))
+        number = int(code.max()) + 1
 
+        def difference(draws: np.ndarray) -> np.ndarray:
+            return later(draws) - earlier(draws)
 
-def _compared(rows: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -> dict[str, Any]:
-    before, constant = expit(rows[:, 0]), expit(rows @ DEFAULT.array())
+        low, high = intervals.user_bootstrap(difference, number, resamples, seed)
+        gain = {"value": float(difference(np.ones((1, number)))[0]), "low": low, "high": high}
     return {
         "rows": len(labels),
+        "users": len(np.unique(code)),
         "before": _measured(before, labels),
-        "constant": _measured(constant, labels) | _turned(before, constant, labels),
-        "fitted": _measured(fitted, labels) | _turned(before, fitted, labels),
-    }
-
-
-def learn(
-    rows: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int
-) -> tuple[Weights, dict[str, Any]]:
-    """(weights to serve, their report). `DEFAULT` with too few rows or labels all alike."""
-    if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
-        return DEFAULT, {"rows": len(labels), "fitted": None}
-    return fit(rows, labels), gain(rows, labels, users, seed)
+        "after": _measured(after, labels),
+        "auc_gain": gain,
+    } | _turned(before, after, labels)
 
 
 def log_odds(p: float) -> float:
@@ -131,13 +151,19 @@ def _mean(values: list[float], otherwise: float) -> float:
     return float(np.mean([log_odds(p) for p in values])) if values else otherwise
 
 
-def _measured(p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    area = auc(labels, p) if len(np.unique(labels)) == 2 else float("nan")
-    losses = np.where(labels > 0, p, 1 - p)
+def _better(report: dict[str, Any]) -> bool:
+    before, after = report["before"], report["after"]
+    no_worse = after["auc"] >= before["auc"] and after["accuracy"] >= before["accuracy"]
+    return no_worse and after["log_loss"] < before["log_loss"]
+
+
+def _measured(p: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    if not len(labels):
+        return dict.fromkeys(("auc", "accuracy", "log_loss"))
     return {
-        "auc": round(float(area), 4) if np.isfinite(area) else None,
-        "accuracy": round(float(((p >= 0.5) == (labels > 0)).mean()), 4),
-        "log_loss": round(float(-np.log(np.clip(losses, NEVER, 1)).mean()), 4),
+        "auc": float(auc(labels, p)) if len(np.unique(labels)) == 2 else None,
+        "accuracy": float(((p >= 0.5) == (labels > 0)).mean()),
+        "log_loss": float(-np.log(np.clip(np.where(labels > 0, p, 1 - p), NEVER, 1)).mean()),
     }
 
 
@@ -146,4 +172,4 @@ def _turned(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[s
     better = int((turned & ((after >= 0.5) == (labels > 0))).sum())
     worse = int(turned.sum()) - better
     p = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return {"turned": better + worse, "better": better, "worse": worse, "p": round(float(p), 4)}
+    return {"turned": better + worse, "better": better, "worse": worse, "p": float(p)}

@@ -16,6 +16,8 @@ OPINION = {"peers": "the verdict of similar users", "crowd": "the general verdic
 _NOUN_BEFORE = re.compile(r"(?:\bis|\bas|\bfrom|\bby|\bto|\bof|^)\s*$", re.IGNORECASE)
 _SEE = re.compile(r",?\s*\bsee\s*$", re.IGNORECASE)
 _QUOTES = re.compile(r"[“”\"]")
+_LABEL = re.compile(r"[\w&'’+/.-]+(?: [\w&'’+/.-]+){0,2}")
+LABEL_CHARS = 30
 _LEADING = re.compile(r"(?<![^\s,])in\s*$", re.IGNORECASE)
 _YOU: tuple[tuple[str, str], ...] = (
     (r"\bthe user's own\b", "your own"),
@@ -37,7 +39,7 @@ def shown(text: str, context: Context) -> str:
         before, entry = plain[last : match.start()], context.cited(match.group(1))
         parts += _cited(before, entry) if entry else [before]
         last = match.end()
-    features = {feature_token(name): name for name in context.target.features}
+    features = {feature_token(name): feature(name) for name in context.target.features}
     rest = [*parts, plain[last:]]
     # Titles are at odd places: data, which no replacement may touch.
     rest = [part if part.startswith("“") else _second_person(part, features) for part in rest]
@@ -56,7 +58,12 @@ def fact(entry: Evidence) -> str:
         head = f"similar users on this item: average {_average(entry)} from {_ratings(entry.support)}"
     else:
         head = f"everyone on this item: {entry.rating or 0:.0%} of {_ratings(entry.support)} were positive"
-    return f"{head}, shares {', '.join(entry.shared)}" if entry.shared else head
+    return f"{head}, shares {', '.join(map(feature, entry.shared))}" if entry.shared else head
+
+
+def feature(name: str) -> str:
+    """A feature as it stands in a sentence: in quotes unless it is as short and plain as a label is."""
+    return name if _LABEL.fullmatch(name) and len(name) <= LABEL_CHARS else f"“{_QUOTES.sub('', name)}”"
 
 
 def title(entry: Evidence) -> str:
@@ -76,12 +83,10 @@ def _cited(before: str, entry: Evidence) -> list[str]:
 
 
 def _second_person(text: str, features: dict[str, str]) -> str:
-    for token, name in features.items():
-        if token != name:
-            text = re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", name.replace("\\", r"\\"), text)
     for pattern, words in _YOU:
         text = re.sub(pattern, words, text, flags=re.IGNORECASE)
-    return text
+    tokens = "|".join(re.escape(token) for token in sorted(features, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{tokens})(?!\w)", lambda m: features[m[0]], text) if tokens else text
 
 
 def _average(entry: Evidence) -> str:

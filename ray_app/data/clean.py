@@ -218,14 +218,14 @@ def _convert_users(frame: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
     profiles = [
         json.dumps(
             {
-                column: text.normalise(str(value), text.TITLE_CHARS)
-                for column, value in row.items()
-                if value is not None
+                column: text.normalise(str(row[column]), text.TITLE_CHARS)
+                for column in columns
+                if row[column] is not None
             },
             ensure_ascii=False,
             sort_keys=True,
         )
-        for row in frame.select(columns).iter_rows(named=True)
+        for row in frame.iter_rows(named=True)
     ]
     known = pl.DataFrame({"user_id": frame["user_id"], "profile": pl.Series(profiles, dtype=pl.String)})
     others = seen.unique().to_frame("user_id").join(known, on="user_id", how="anti")

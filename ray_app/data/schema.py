@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
 
+LOCKED_S = 10.0
+"""Time a SQLite writer waits for another before it is refused."""
 metadata = sa.MetaData()
 _counter = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts up only INTEGER keys
 
@@ -58,8 +62,12 @@ def open_engine(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+    engine = sa.create_engine(parsed, connect_args={"timeout": LOCKED_S})
     event.listen(engine, "connect", _on_sqlite_connect)
+    if parsed.database:
+        file = Path(parsed.database)
+        event.listen(engine, "connect", lambda _, record: record.info.update(inode=_inode(file)))
+        event.listen(engine, "checkout", lambda _, record, __: _check(record, file))
     event.listen(engine, "begin", _on_sqlite_begin)
     return engine
 
@@ -67,6 +75,16 @@ def open_engine(url: str) -> sa.Engine:
 def shown(url: str) -> str:
     """The URL without its password, for messages."""
     return re.sub(r"//([^:/@]*):.*@", r"//\1:***@", url)
+
+
+def _inode(file: Path) -> int | None:
+    return file.stat().st_ino if file.exists() else None
+
+
+def _check(record: Any, file: Path) -> None:
+    """A connection to a file that was removed or replaced would take in what nobody finds again."""
+    if record.info["inode"] != _inode(file):
+        raise DisconnectionError(f"{file} is not the file that was opened")
 
 
 def _on_sqlite_connect(connection: Any, _: Any) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import polars as pl
 
+from ray_app.artifacts import filesystem
 from ray_app.config import DataConfig
 from ray_app.data import packages, tables
 from ray_app.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ def _locations(config: DataConfig) -> dict[str, str]:
 def _content_hash(uri: str) -> str:
     whole = hashlib.sha256()
     for part in tables.list_files(uri):
-        fs, path = fsspec.core.url_to_fs(part)
+        fs, path = filesystem(part)
         with fs.open(path, "rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())  # pyright: ignore[reportArgumentType]
     return whole.hexdigest()
@@ -170,7 +170,7 @@ def _read_grouplens(folder: str) -> Raw:
     frames = {}
     for name, (separator, columns) in shapes.items():
         (uri,) = tables.list_files(f"{folder.rstrip('/')}/{name}")
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = filesystem(uri)
         content = fs.cat_file(path)
         frames[name] = tables.parse_text(content, name, separator, columns=columns, encoding="latin-1")
     flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES]

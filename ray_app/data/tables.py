@@ -19,9 +19,9 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import polars as pl
 
+from ray_app.artifacts import filesystem
 from ray_app.errors import DataError
 
 META = {"_file": pl.String, "_line": pl.Int64, "_reason": pl.String, "_raw": pl.String}
@@ -33,7 +33,7 @@ MAX_RECORD_LINES = 200
 
 def list_files(uri: str) -> list[str]:
     """The file itself, or all CSV, TSV and Parquet files under a folder, sorted."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     if fs.isfile(path):
         return [uri]
     if not fs.isdir(path):
@@ -47,7 +47,7 @@ def list_files(uri: str) -> list[str]:
 def read(uri: str) -> pl.DataFrame:
     """Read one file; its kind is told by its suffix. Raises DataError for a file that is no table at all."""
     name = uri.rsplit("/", 1)[-1]
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
     if suffix is None:
         raise DataError(f"{name} is neither .csv, .tsv nor .parquet: convert or rename it")

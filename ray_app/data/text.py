@@ -13,18 +13,28 @@ FEATURE_CHARS = 60
 ID_CHARS = 200
 TITLE_WORDS = 3
 
-UNUSABLE_ID = rf"[\x00-\x1f\x7f-\x9f]|^.{{{ID_CHARS + 1},}}$"
-"""Pattern of an id that no store or URL should carry: control characters, or too long."""
+_INVISIBLE = (
+    "\u00ad\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff"
+)
+"""Characters that show nothing, reorder text or carry hidden text: zero-width and direction marks, fillers,
+line separators, byte-order mark, tags and their variation selectors. Joiners are not here: some scripts
+need them."""
+
+UNUSABLE_ID = rf"[\x00-\x1f\x7f-\x9f{_INVISIBLE}]|^.{{{ID_CHARS + 1},}}$"
+"""Pattern of an id that no store or URL should carry: control and invisible characters, or too long."""
+
+FEATURES = 64
+"""Features and keywords kept of one item, each."""
+MARKS_IN_A_ROW = 4
+"""Combining marks kept on one letter; scripts in use need up to three."""
 
 NO_FEATURE = {"", "unknown", "(no genres listed)"}
 """How data sets spell that an item has no features."""
 
-# White space, control characters, and the invisible ones that reorder or hide text (zero-width and
-# direction marks, line separators, byte-order mark, tags). Joiners stay: some scripts need them.
-_BLANK = re.compile(
-    "[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]+"
-)
+_BLANK = re.compile(f"[\\s\x00-\x1f\x7f-\x9f{_INVISIBLE}]+")
+# A fraction's compatibility form changes what is read: 8½ would become 81⁄2.
+_FRACTION = re.compile("([¼-¾⅐-⅟↉]+)")
 _YEAR = re.compile(r"\s*\((\d{4})(?:\s?[-–]\s?\d{0,4})?\)(?:\s*\(T?V\))?\s*$")
 _ARTICLES = "The|A|An|La|Le|Les|L'|El|Los|Las|Il|Lo|Gli|Un|Une|Una|Der|Die|Das|Ein|Eine|Det|Den"
 _LATE_ARTICLE = re.compile(rf"^(?P<rest>[^()]+), (?P<article>{_ARTICLES})(?P<blank>\s*)$")
@@ -40,8 +50,27 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def normalise(text: str | None, cap: int) -> str:
-    """NFC, every run of blanks and control characters one space, at most `cap` characters."""
-    return _BLANK.sub(" ", unicodedata.normalize("NFC", text or "")).strip()[:cap].rstrip()
+    """NFKC but for fractions, runs of blanks, control and invisible characters one space, at most `cap`
+    characters.
+
+    NFKC gives one spelling to what looks alike in other widths and styles, so that markup is known for
+    markup in all of them (UAX 15).
+    """
+    parts = _FRACTION.split(text or "")
+    parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
+    return _thin(_BLANK.sub(" ", "".join(parts))).strip()[:cap].rstrip()
+
+
+def _thin(text: str) -> str:
+    """The text without the combining marks beyond MARKS_IN_A_ROW, which would cover other lines."""
+    if text.isascii():
+        return text
+    kept, run = [], 0
+    for character in text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run <= MARKS_IN_A_ROW:
+            kept.append(character)
+    return "".join(kept)
 
 
 def tidy_title(title: str) -> tuple[str, int | None]:
@@ -64,9 +93,10 @@ def _article_first(part: str) -> str:
 
 
 def tidy_features(values: list[str]) -> list[str]:
-    """Features without blanks, repeats and the words for "none", in their order."""
+    """The first FEATURES features without blanks, repeats and the words for "none"."""
     features = (normalise(value, FEATURE_CHARS) for value in values)
-    return list(dict.fromkeys(feature for feature in features if feature.lower() not in NO_FEATURE))
+    sound = dict.fromkeys(feature for feature in features if feature.lower() not in NO_FEATURE)
+    return list(sound)[:FEATURES]
 
 
 def extract_keywords(texts: list[str], features: list[list[str]], years: list[int | None]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """Answers kept between runs: an engine in front of another, keyed by content.
 
 The key covers everything that decides an answer: prompt, engine, model and sampling parameters with the
-seed. One file per request, written atomically, so any number of processes may share the folder.
+seed and the form. One file per request, written atomically, so any number of processes may share the folder.
 """
 
 from __future__ import annotations
@@ -45,5 +45,6 @@ class CachedEngine:
 
     def _key(self, request: GenerationRequest) -> str:
         parameters = (request.n, request.temperature, request.max_tokens, request.seed)
-        facts = json.dumps([self.name, self.model, request.prompt, parameters])
+        form = [request.form] if request.form else []
+        facts = json.dumps([self.name, self.model, request.prompt, parameters, *form])
         return hashlib.sha256(facts.encode()).hexdigest()

@@ -15,6 +15,9 @@ In a reflection round it re-weighs by the four questions: which assumptions may 
 shares nothing with the target counts half), how another segment sees it (others count more), what
 context is missing (the prior counts more), why the opposite may hold (evidence against its own earlier
 answer counts more, each round further).
+
+Told the outcome, it writes down what speaks for it, weighed as in a round that doubts the opposite. Asked
+what given reasons lead to, it decides from the entries they cite alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from ray_app.config import EngineConfig
 from ray_app.engines.interface import Generation, GenerationRequest
 from ray_app.engines.phrases import CONCEDE, LIKED, STRONG, STYLES, WAS_LIKED, Style
 from ray_app.errors import EngineError
-from ray_app.prompts.cards import own_features, shared_features, stars
+from ray_app.prompts.cards import CITATION, own_features, shared_features, stars
 from ray_app.prompts.grammar import in_order
 from ray_app.prompts.parse import parse_answer
 from ray_app.records import Context, Evidence
@@ -58,23 +61,38 @@ class EvidenceEngine:
         pass
 
     def _answer(self, request: GenerationRequest) -> Generation:
-        if request.hint is not None:
-            raise EngineError("the evidence engine takes no hints: send requests without one")
         if request.template not in STYLES:
             raise EngineError(
                 f"the evidence engine knows no template {request.template!r}: use one of {', '.join(STYLES)}"
             )
         if not usable(request.context):
             return Generation(request.id, error="the context has no evidence to reason from")
+        if request.reasons:
+            return _rederived(request)
         first = parse_answer(request.previous).verdict if request.round else None
+        if request.hint is not None:
+            first = not request.hint
         texts = []
         for path in range(request.n):
             rng = np.random.default_rng([request.seed, path])
             strengths = weigh(request.context, request.temperature, rng, request.round, first)
             verdict = decide(request.context, strengths, request.round)
+            verdict = verdict if request.hint is None else request.hint
             words = rng if request.temperature else None
             texts.append(write(request.context, strengths, verdict, STYLES[request.template], words))
         return Generation(request.id, texts, [len(text.split()) for text in texts])
+
+
+def _rederived(request: GenerationRequest) -> Generation:
+    """The verdict of the cited entries, each as strong as in a blind answer without noise."""
+    cited = {name for reason in request.reasons for name in CITATION.findall(reason)}
+    entries = [entry for entry in request.context.evidence if entry.id in cited]
+    about = request.context.model_copy(update={"evidence": entries})
+    if not usable(about):
+        return Generation(request.id, error="the reasons cite no evidence to decide from")
+    return Generation(
+        request.id, [f"Answer: {'Yes' if decide(about, weigh(about)) else 'No'}"] * request.n, [2] * request.n
+    )
 
 
 def usable(context: Context) -> list[Evidence]:

@@ -39,6 +39,10 @@ class GenerationRequest:
     """The label, where the request gives it away. None: the request is blind."""
     previous: str = ""
     """The engine's own earlier answer that it is asked to doubt."""
+    reasons: tuple[str, ...] = ()
+    """Steps without a conclusion, where the request asks which answer they lead to."""
+    form: str = ""
+    """Regular expression that the text must match, for engines that can force it; empty: any text."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class OpenAIEngine:
         self._key_name = config.api_key_env or "api_key_env"
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._first_wait_s = first_wait_s
+        self._limit = config.max_model_len
         self._client = httpx.Client(
             headers=headers,
             timeout=config.timeout_s,
@@ -78,6 +79,13 @@ class OpenAIEngine:
         self._client.close()
 
     def _serve(self, request: GenerationRequest) -> Generation | _UnreachableError:
+        # A token is at least one character of a word: what has too many words never fits, whatever the model.
+        words = len(request.prompt.split())
+        if words + request.max_tokens > self._limit:
+            sizes = f"at least {words} tokens and {request.max_tokens} to write"
+            return Generation(
+                request.id, error=f"prompt of {sizes} do not fit into max_model_len {self._limit}"
+            )
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": request.prompt}],
@@ -86,6 +94,8 @@ class OpenAIEngine:
             "max_tokens": request.max_tokens,
             "seed": request.seed,
         }
+        if request.form:
+            body["structured_outputs"] = {"regex": request.form}
         fault: Generation | _UnreachableError = Generation(request.id, error="not tried")
         for attempt in range(ATTEMPTS):
             wait = min(MAX_WAIT_S, self._first_wait_s * 2**attempt)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_app.config import EngineConfig
 from ray_app.engines.interface import Generation, GenerationRequest
-from ray_app.engines.vllm_setup import prepare
+from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError
 
 
@@ -33,7 +33,7 @@ class VllmEngine:
         try:
             from vllm import LLM
 
-            self._llm = LLM(**engine_arguments(config))
+            self._llm = LLM(**engine_arguments(config), **whole_prompts(config))
         except Exception as error:
             # vLLM raises whatever its parts raise (OSError, ValueError, RuntimeError, pydantic's): all fatal.
             reason = " ".join(str(error).split())[:300]
@@ -43,6 +43,7 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import StructuredOutputsParams
 
         tokens = [self._encode(request.prompt) for request in requests]
         answers: list[Generation] = []
@@ -62,6 +63,7 @@ class VllmEngine:
                     temperature=request.temperature,
                     max_tokens=request.max_tokens,
                     seed=request.seed,
+                    structured_outputs=StructuredOutputsParams(regex=request.form) if request.form else None,
                 )
             )
         try:

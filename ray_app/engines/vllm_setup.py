@@ -1,9 +1,11 @@
-"""What must be in place before vLLM 0.32 is imported."""
+"""What vLLM 0.32 needs: before it is imported, and on a CPU."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
+
+from ray_app.config import EngineConfig
 
 
 def prepare(*, in_process: bool) -> None:
@@ -36,3 +38,11 @@ def _shield_llvmlite() -> None:
 
     guarded.shielded = True  # pyright: ignore[reportFunctionMemberAccess]
     wrapper.__getattr__ = guarded
+
+
+def whole_prompts(config: EngineConfig) -> dict[str, Any]:
+    """Keep prompts in one piece on a CPU: vLLM 0.32 takes back a seeded request's draw after each piece of a
+    prompt, which a CPU's generator cannot do ("CPU Generator does not use offset")."""
+    if config.kv_cache_mb is None:
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, config.max_model_len)}

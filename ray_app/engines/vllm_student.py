@@ -16,7 +16,8 @@ import itertools
 import queue
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ import numpy as np
 from ray_app.bundle import Bundle
 from ray_app.config import EngineConfig
 from ray_app.engines.student import Scoring, Writing
-from ray_app.engines.vllm_setup import prepare
+from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
 from ray_app.student.adapters import check_adapters, readable
 from ray_app.student.tokens import Encoded, answer_ids, encode
@@ -85,6 +86,7 @@ class VllmStudent:
                 lora_target_modules=["q_proj", "v_proj", "qkv_proj"],
                 disable_log_stats=True,
                 **device,
+                **whole_prompts(config),
             )
         )
         self._telemetry = Telemetry()
@@ -161,7 +163,12 @@ class VllmStudent:
             futures.append(asyncio.wrap_future(future))
         if not self._thread.is_alive():
             raise EngineError(f"the student engine has stopped: {self._dead or 'closed'}")
-        outputs = list(await asyncio.gather(*futures))
+        try:
+            outputs = list(await asyncio.gather(*futures))
+        finally:
+            # Where one fails or the caller goes, nobody waits for the others: the thread drops them.
+            for future in futures:
+                future.cancel()
         if work:
             self._count(work, sum(len(prompt["prompt_embeds"]) for prompt in prompts), outputs)
         return outputs
@@ -194,12 +201,14 @@ class VllmStudent:
         return embeddings
 
     def _serve(self) -> None:
-        """The engine's thread: take in what has arrived, step, hand out what has finished."""
+        """The engine's thread: take in what has arrived, drop what nobody waits for any more, step, hand out
+        what has finished."""
         waiting: dict[str, Future[Any]] = {}
         shown = -1
         try:
             while not self._closed.is_set():
                 self._take(waiting, block=not waiting)
+                self._drop(waiting)
                 if len(waiting) != shown:
                     shown = len(waiting)
                     self._telemetry.set("rationale_waiting", shown)
@@ -224,11 +233,20 @@ class VllmStudent:
             except queue.Empty:
                 return
             block = False
+            if future.cancelled():
+                continue
             try:
                 self._engine.add_request(number, prompt, params, lora_request=adapter)
                 waiting[number] = future
             except ValueError as error:
                 _fail(future, EngineError(f"the student engine refused a request: {error}"))
+
+    def _drop(self, waiting: dict[str, Future[Any]]) -> None:
+        gone = [number for number, future in waiting.items() if future.cancelled()]
+        if gone:
+            self._engine.abort_request(gone)
+            for number in gone:
+                del waiting[number]
 
 
 def input_embedding(model: str) -> Any:
@@ -248,10 +266,11 @@ def input_embedding(model: str) -> Any:
 
 
 def _settle(future: Future[Any], output: Any) -> None:
-    if not future.cancelled():
+    # The caller may go at any moment, also between a question and an answer.
+    with suppress(InvalidStateError):
         future.set_result(output)
 
 
 def _fail(future: Future[Any], error: Exception) -> None:
-    if not future.done():
+    with suppress(InvalidStateError):
         future.set_exception(error)

@@ -208,6 +208,40 @@ class TextSection(Section):
     distinct_2: float | None = None
 
 
+class Decisions(Section):
+    auc: float | None
+    accuracy: float | None
+    log_loss: float | None
+
+
+class Gain(Section):
+    """A paired difference and its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class ReflectionSection(Section):
+    """Decisions of doubted rows before and after reflection (`agents.synthesis.compared`)."""
+
+    rows: int
+    users: int
+    before: Decisions
+    after: Decisions
+    auc_gain: Gain
+    turned: int
+    """Decisions that changed, of which so many for the better and for the worse."""
+    better: int
+    worse: int
+    p: float
+    """Two-sided p of McNemar's exact test on those."""
+    triggers: dict[str, int]
+    """Cause for doubt -> rows."""
+    neutral: bool
+    """The weights keep the first decision: on validation rows nothing better was found."""
+
+
 class Stage(Section):
     stage: str
     seconds: float
@@ -250,6 +284,7 @@ class Metrics(Section):
     ablation: AblationSection | None = None
     teacher: TeacherSection | None = None
     text: TextSection | None = None
+    reflection: ReflectionSection | None = None
     stages: list[Stage] | None = None
     system: SystemSection | None = None
 

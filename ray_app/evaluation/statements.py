@@ -7,6 +7,7 @@ false only where the evidence contradicts it; words that are no claim are left a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -35,6 +36,7 @@ _NOTHING_SHARED = re.compile(
     r"\bno features? in common\b|\bshar(?:es?|ed|ing) (?:nothing|no feature)", re.IGNORECASE
 )
 _SHARING = re.compile(r"\b(?:shar(?:es?|ed|ing)|in common|both|also)\b", re.IGNORECASE)
+_ADDING = re.compile(r"\badd(?:s|ed|ing)?\b", re.IGNORECASE)
 _TARGET = re.compile(
     r"\[target\]|\b(?:the target|this (?:film|movie|item|title|book|one)|candidate)\b", re.IGNORECASE
 )
@@ -116,8 +118,13 @@ def mentioned(text: str, vocabulary: frozenset[str]) -> set[str]:
 
     A name of several words also counts as one token, `Science_Fiction`, as cards and steps write it.
     """
+    return set(_names(text, vocabulary))
+
+
+def _names(text: str, vocabulary: frozenset[str]) -> list[str]:
+    """`mentioned`, as often as they occur."""
     pattern, names = _finder(vocabulary)
-    return {names[match.group(0).casefold()] for match in pattern.finditer(text)}
+    return [names[match.group(0).casefold()] for match in pattern.finditer(text)]
 
 
 def read(step: Step, context: Context, vocabulary: frozenset[str]) -> Statement:
@@ -262,18 +269,24 @@ def _shares(part: str) -> bool:
 def _false_features(
     plain: str, cited: tuple[Evidence, ...], context: Context, vocabulary: frozenset[str]
 ) -> list[str]:
-    """Features that what they are said of has not: "shares Comedy but adds War" says two things."""
+    """Features that what they are said of has not, or that a list repeats.
+
+    "Shares Comedy but adds War" says two things: what is added is not shared.
+    """
     problems = []
     subject = "the cited evidence" if cited else "the target"
     for part in _CONTRAST.split(plain):
         sharing = bool(cited) and _shares(part)
+        adding = bool(cited) and not sharing and _ADDING.search(part) is not None
         allowed = {name for entry in cited for name in (entry.shared if sharing else entry.features)}
-        if not cited or (not sharing and _TARGET.search(part)):
+        if adding:
+            allowed -= {name for entry in cited for name in entry.shared}
+        elif not cited or (not sharing and _TARGET.search(part)):
             allowed |= set(context.target.features)
-        how = "shared by" if sharing else "a feature of"
-        problems += [
-            f"{name} is not {how} {subject}" for name in sorted(mentioned(part, vocabulary) - allowed)
-        ]
+        how = "shared by" if sharing else "added by" if adding else "a feature of"
+        named = Counter(_names(part, vocabulary))
+        problems += [f"{name} is not {how} {subject}" for name in sorted(set(named) - allowed)]
+        problems += [f"{name} is named {count} times" for name, count in sorted(named.items()) if count > 1]
     return problems
 
 

@@ -214,9 +214,9 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
     """LoRA costs 4 forward passes' worth of operations per token and pair: 2 forward, 2 backward through
     frozen weights; a bootstrapped base trains all its weights, 6."""
     shape, train, tokens = student_shape(config), config.train, work.tokens
-    passes = {name: 3.0 if name == "bootstrap" else 2.0 for name in work.phases}
+    passes = {name: 3.0 if name in ("answers", "language") else 2.0 for name in work.phases}
     flops = sum(count * passes[name] * shape.flops(tokens.dropped / 2) for name, count in work.phases.items())
-    phases = 1 + (train.min_experts + train.max_experts) // 2 + (config.student.base is None)
+    phases = 1 + (train.min_experts + train.max_experts) // 2 + 2 * (config.student.base is None)
     prompts = phases * (min(train.valid_rows, work.train_rows) + value("glances"))
     scored = prompts * tokens.decide * shape.flops(tokens.decide / 2)
     fixed = value("session") + phases * value("phase")

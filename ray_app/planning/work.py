@@ -93,7 +93,7 @@ def tokens_of(config: Config) -> Tokens:
 
 
 def work_of(config: Config, size: Size) -> Work:
-    reason, bootstrap, train = config.reason, config.student.bootstrap, config.train
+    reason, own, train = config.reason, config.student.bootstrap, config.train
     tokens = tokens_of(config)
     train_rows = round(size.interactions * config.data.split.train)
     chosen = round(reason.fraction * train_rows)
@@ -107,8 +107,9 @@ def work_of(config: Config, size: Size) -> Work:
     mix = recs * tokens.dropped + reasons * tokens.reasoned
     phases = {"global": train.epochs * mix, "experts": train.expert_epochs * mix}
     if corpus:
-        again = (bootstrap.reason_repeats - 1) * reasons * tokens.reasoned
-        phases = {"bootstrap": bootstrap.epochs * (corpus * tokens.bare + mix + again)} | phases
+        answers = own.answer_epochs * (corpus * tokens.bare + recs * tokens.dropped)
+        language = own.language_epochs * (reasons * tokens.reasoned + corpus * tokens.bare / 4)
+        phases = {"answers": answers, "language": language} | phases
     return Work(
         train_rows=train_rows,
         reasoned_rows=chosen,

@@ -1,6 +1,7 @@
 """Cards: the copy of a fact that opens each step of a trace, and the marks it is made of.
 
     ( [e1] history <r5> <+> <=> Action Sci-Fi <~> War )      a step that leans on e1
+    ( [e7] neighbour <a3> <n2> <-> <=> Action <!> )          one whose evidence speaks against the answer
     ( Yes )                                                  the conclusion
 
 A card turns a two-hop look-up ("which rating had e1, and what does it share?") into a copy, which is
@@ -16,7 +17,7 @@ import re
 
 from ray_app.records import Context, Evidence, Step
 
-LIKED, DISLIKED, SHARES, OWN = "<+>", "<->", "<=>", "<~>"
+LIKED, DISLIKED, SHARES, OWN, AGAINST = "<+>", "<->", "<=>", "<~>", "<!>"
 CITATION = re.compile(r"\[(e\d+)\]")
 CARD = re.compile(r"\( (?P<body>(?:\[e\d+\] [^()]*|Yes|No)) ?\)")
 MAX_EVIDENCE = 16
@@ -28,6 +29,7 @@ MARKS = [
     DISLIKED,
     SHARES,
     OWN,
+    AGAINST,
     *(f"<r{n}>" for n in range(1, 6)),
     *(f"<a{n}>" for n in range(1, 6)),
     *(f"<p{n}>" for n in range(11)),
@@ -97,8 +99,10 @@ def own_features(entry: Evidence) -> list[str]:
     return [feature_token(name) for name in entry.features if name not in entry.shared][:MAX_OWN]
 
 
-def evidence_card(entry: Evidence) -> str:
-    return f"( [{entry.id}] {entry.kind} {facts(entry)}{relation(entry)} )"
+def evidence_card(entry: Evidence, answer: bool | None = None) -> str:
+    """An entry's card; in a text that gives reasons for `answer`, marked where it speaks against it."""
+    against = f" {AGAINST}" if answer is not None and (entry.sign > 0) != answer else ""
+    return f"( [{entry.id}] {entry.kind} {facts(entry)}{relation(entry)}{against} )"
 
 
 def conclusion_card(answer: bool) -> str:
@@ -110,18 +114,18 @@ def conclusion_text(answer: bool) -> str:
     return f"So overall the user {'would' if answer else 'would not'} like it."
 
 
-def step_card(step: Step, context: Context) -> str:
+def step_card(step: Step, context: Context, answer: bool) -> str:
     """The card of a step: of the first evidence it cites; empty for a step that cites nothing."""
     entry = context.cited(step.citations[0]) if step.citations else None
-    return evidence_card(entry) if entry else ""
+    return evidence_card(entry, answer) if entry else ""
 
 
 def feature_token(feature: str) -> str:
     """A feature as one word, so that a card can list several: `Science Fiction` -> `Science_Fiction`.
 
-    It is data too: it keeps none of our marks and no quotes, and is capped.
+    It is data too: it keeps none of our marks, no quotes and no dots, and is capped.
     """
-    return re.sub(r'[\s()\[\]<>|"]+', "_", feature.strip())[:FEATURE_CHARS]
+    return re.sub(r'[\s()\[\]<>|".…]+', "_", feature.strip())[:FEATURE_CHARS]
 
 
 def hide(text: str) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from ray_app.prompts.cards import conclusion_card, evidence_card
 from ray_app.records import Context, Evidence
 
-SENTENCE = r"[^()\[\]<>\n]+"
+_WORDS = r"([^()\[\]<>\n.…]|\.[0-9]|\. [A-Z])"
+"""Text without marks, in which a dot is one of a number or ends a sentence that another one follows."""
 
 
 def reasoning_regex(context: Context, answer: bool) -> str:
@@ -22,11 +23,11 @@ def reasoning_regex(context: Context, answer: bool) -> str:
     modest size, entries come in the order of their ids, the user's own before those of others or after;
     without evidence only the conclusion is left.
     """
-    own = [_step(entry) for entry in context.evidence if entry.kind == "history"]
-    others = [_step(entry) for entry in context.evidence if entry.kind != "history"]
+    own = [_step(entry, answer) for entry in context.evidence if entry.kind == "history"]
+    others = [_step(entry, answer) for entry in context.evidence if entry.kind != "history"]
     orders = [*_some(own, others), *_some(others, own)]
     steps = f"({'|'.join(orders)})" if orders else ""
-    return f"{steps} {_literal(conclusion_card(answer))}{SENTENCE}"
+    return f"{steps} {_literal(conclusion_card(answer))}{_WORDS}+\\."
 
 
 def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
@@ -34,8 +35,8 @@ def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
     return sorted(entries, key=lambda entry: ((entry.kind == "history") == others_first, int(entry.id[1:])))
 
 
-def _step(entry: Evidence) -> str:
-    return f" {_literal(evidence_card(entry))}{SENTENCE}\\[{entry.id}\\]{SENTENCE}"
+def _step(entry: Evidence, answer: bool) -> str:
+    return f" {_literal(evidence_card(entry, answer))}{_WORDS}+\\[{entry.id}\\]{_WORDS}*\\."
 
 
 def _some(first: list[str], second: list[str]) -> list[str]:

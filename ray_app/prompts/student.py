@@ -75,7 +75,7 @@ def reasoning_target(trace: Trace, context: Context) -> str:
     """
     steps = list(trace.steps)
     close = steps.pop().text if steps and not steps[-1].citations else conclusion_text(trace.verdict)
-    reasons = (f"{step_card(step, context)} {step.text}".strip() for step in steps)
+    reasons = (f"{step_card(step, context, trace.verdict)} {step.text}".strip() for step in steps)
     return " " + " ".join([*reasons, conclusion_card(trace.verdict), close])
 
 

@@ -9,6 +9,7 @@ template sees it, and no template reads a record.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,53 @@ def teacher_prompt(context: Context, template: str, config: PromptConfig) -> str
 
 def reflection_prompt(context: Context, template: str, previous: str, config: PromptConfig) -> str:
     """The same prompt, followed by the earlier answer and the questions that doubt it."""
-    lines = [line.strip() for line in previous[:PREVIOUS_CHARS].splitlines() if line.strip()]
     view = _view(context, config) | {
         "template": f"{template}.jinja",
-        "previous": [re.sub(r"<\|.*?\|>", " ", line) for line in lines],
+        "previous": _lines(previous),
         "questions": QUESTIONS,
     }
     return _environment().get_template("reflect.jinja").render(view).strip()
+
+
+def hint_prompt(context: Context, template: str, outcome: bool, previous: str, config: PromptConfig) -> str:
+    """The blind prompt, followed by the outcome: the only prompt that holds the label."""
+    view = _view(context, config) | {
+        "template": f"{template}.jinja",
+        "previous": _lines(previous),
+        "outcome": outcome,
+    }
+    return _environment().get_template("hint.jinja").render(view).strip()
+
+
+def rederive_prompt(context: Context, reasons: Sequence[str], config: PromptConfig) -> str:
+    """Asks for the answer that given reasons lead to; it holds neither the label nor a conclusion."""
+    view = _view(context, config) | {"reasons": _lines("\n".join(reasons))}
+    return _environment().get_template("rederive.jinja").render(view).strip()
+
+
+def answer_form(context: Context, answers: Sequence[bool] = (True, False)) -> str:
+    """Regular expression of an answer in the form that the rules ask for; the conclusion is the answer's.
+
+    What a step says of the entry it cites is free, and may be wrong.
+    """
+    ids = "|".join(entry.id for entry in context.evidence) or "e1"
+    step = rf"[A-Z][^\[\]\n\"]{{4,80}}\[({ids})\][^\[\]\n\"]{{0,120}}\n"
+    steps = rf"1\. {step}2\. {step}(3\. {step})?"
+    whole = (
+        rf"Answer: {'Yes' if yes else 'No'}\nReasoning:\n{steps}"
+        rf"4\. So the user would {'' if yes else 'not '}enjoy (it|the target)\."
+        for yes in answers
+    )
+    return f"({'|'.join(whole)})"
+
+
+VERDICT_FORM = r"Answer: (Yes|No)"
+
+
+def _lines(text: str) -> list[str]:
+    """An engine's own text as lines to quote; no control token of a chat format gets through."""
+    lines = [line.strip() for line in text[:PREVIOUS_CHARS].splitlines() if line.strip()]
+    return [re.sub(r"<\|.*?\|>", " ", line) for line in lines]
 
 
 @cache

@@ -1,7 +1,8 @@
 """Which training rows are reasoned about: a diverse subset, the same for the same seed.
 
-Rows are put into strata (label x item popularity x user activity x main feature) and taken in turn, one
-of each stratum a round, so that rare kinds of decisions are not drowned by the common one.
+Rows are put into strata (user cluster x label x item popularity x main feature) and taken in turn, one of
+each stratum a round, so that rare kinds of decisions are not drowned by the common one. Inside a stratum,
+rows of users and items that have few rows so far come first.
 """
 
 from __future__ import annotations
@@ -35,32 +36,44 @@ def terciles(codes: np.ndarray) -> np.ndarray:
     return (rank * 3 // max(1, len(counts)))[inverse]
 
 
-def strata(labels: np.ndarray, users: np.ndarray, items: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """The stratum of each row as text: `liked/popular high/active low/Drama`.
+def strata(labels: np.ndarray, clusters: np.ndarray, items: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The stratum of each row as text: `liked/popular high/cluster 2/Drama`.
 
-    `labels` (N,) of 0 and 1; `users`, `items` (N,) codes; `features` (N,) the items' main features.
+    `labels` (N,) of 0 and 1; `clusters` (N,) of each row's user; `items` (N,) codes; `features` (N,) the
+    items' main features.
     """
-    popularity, activity = terciles(items), terciles(users)
     return np.array(
         [
-            f"{'liked' if label else 'disliked'}/popular {PARTS[p]}/active {PARTS[a]}/{feature}"
-            for label, p, a, feature in zip(labels, popularity, activity, features, strict=True)
+            f"{'liked' if label else 'disliked'}/popular {PARTS[p]}/cluster {cluster}/{feature}"
+            for label, p, cluster, feature in zip(labels, terciles(items), clusters, features, strict=True)
         ],
         dtype=object,
     )
 
 
-def select(stratum: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Indices (sorted) of `size` rows taken from the strata in turn; all rows if there are fewer."""
+def select(stratum: np.ndarray, size: int, seed: int, spread: tuple[np.ndarray, ...] = ()) -> np.ndarray:
+    """Indices (sorted) of `size` rows taken from the strata in turn; all rows if there are fewer.
+
+    spread: codes (N,), such as users and items. A stratum offers those rows first that are among the first
+    of their codes in a random order (by the product of their places), so that more codes are covered.
+    """
     rng = np.random.default_rng(seed)
     names, code = np.unique(stratum.astype(str), return_inverse=True)
     shuffled = rng.permutation(len(code))
-    order = shuffled[np.argsort(code[shuffled], kind="stable")]
+    place = np.ones(len(code), dtype=np.int64)
+    for codes in spread:
+        place *= 1 + _repeats(codes[shuffled])
+    order = shuffled[np.lexsort((place, code[shuffled]))]
     sizes = np.bincount(code, minlength=len(names))
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     turn = np.arange(len(code)) - starts[code[order]]
     who_first = rng.permutation(len(names))[code[order]]
     return np.sort(order[np.lexsort((who_first, turn))][:size])
+
+
+def _repeats(codes: np.ndarray) -> np.ndarray:
+    """How often the code of each place stood before it. (N,)"""
+    return earlier_interactions(codes, np.arange(len(codes)))
 
 
 def coverage(

@@ -16,6 +16,8 @@ from ray_app.evaluation.statements import read
 from ray_app.prompts.cards import CITATION, feature_token
 from ray_app.prompts.parse import Parsed
 from ray_app.records import Context, Evidence, Step
+from ray_app.teacher.curation import CURATED
+from ray_app.teacher.leaks import gives_away
 
 REASONS = (
     "no_verdict",
@@ -28,9 +30,12 @@ REASONS = (
     "unsupported_feature",
     "ungrounded",
     "inconsistent",
+    "gives_away",
     "duplicate",
+    "not_rederived",
+    *CURATED,
 )
-"""Why a trace is rejected; `duplicate` is given by the refinement, the others by `check`."""
+"""Why a trace is rejected: up to `gives_away` by `check`, two by the refinement, the rest by curation."""
 
 MIN_WORDS, MAX_WORDS, MAX_STEPS = 6, 160, 8
 
@@ -100,6 +105,8 @@ def check(parsed: Parsed, context: Context, label: bool) -> Check:
     reason = reason or next(filter(None, problems), "")
     if not reason and conclusion(parsed.steps) != parsed.verdict:
         reason = "inconsistent"
+    if not reason and any(gives_away(step.text) for step in parsed.steps):
+        reason = "gives_away"
     return Check(not reason, reason, scores)
 
 

@@ -12,12 +12,14 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipelines import evaluate, publish
+from pipelines import evaluate, publish, reflect
 from pipelines.assemble import assemble
 from pipelines.report import write_report
+from ray_app.agents.synthesis import MIN_ROWS, NEUTRAL
 from ray_app.artifacts import Run, execute
 from ray_app.bundle import Bundle
 from ray_app.config import Config, validate
+from ray_app.data.store import Store
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_student import VllmStudent
 from ray_app.errors import EngineError, PromptTooLongError
@@ -40,7 +42,7 @@ def finished(trained_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) ->
     tree = trained_run.config.model_dump()
     tree["data"]["cache"] = "~/.cache/rationale"
     config, run = validate(tree, "small"), Run(root)
-    for stage in (evaluate, publish):
+    for stage in (reflect, evaluate, publish):
         execute(run, stage.spec(config, run))
     return config, run
 
@@ -114,12 +116,39 @@ def test_evaluate_measures_the_student_beside_its_rivals(finished):
     assert text["meteor"]["lift"] == pytest.approx(text["meteor"]["meteor"] - text["meteor"]["shuffled"])
 
 
+def test_reflection_is_fitted_on_validation_rows_and_judged_on_rows_it_has_not_seen(finished, bundle):
+    run = finished[1]
+    fitted, measured = (
+        run.stage("reflect").read_json("report.json"),
+        run.stage("evaluate").read_json("metrics.json")["reflection"],
+    )
+    assert fitted["rows"] < MIN_ROWS
+    assert fitted["neutral"]
+    assert bundle.synthesis == NEUTRAL
+    assert 0 < measured["rows"] <= 120
+    assert sum(measured["triggers"].values()) >= measured["rows"]
+    assert measured["before"] == measured["after"]
+    assert measured["turned"] == 0
+
+
+def test_publish_lays_out_the_bundle_and_fills_the_store(finished, bundle):
+    config, run = finished
+    counts = run.done("publish")["counts"]
+    assert bundle.version == counts["version"] == publish.version_of(run)
+    assert len(bundle.histories.items) == 3000
+    store = Store(publish.store_url(config, run))
+    try:
+        assert store.counts() == {name: counts[name] for name in store.counts()}
+    finally:
+        store.close()
+
+
 def test_the_report_is_drawn_from_what_the_stages_left(finished):
     page = write_report(*finished)
     assert page.name == "report.html"
     written = json.loads((page.parent / "metrics.json").read_text())
     assert [row["stage"] for row in written["stages"]] == [
-        "prepare", "swing", "encode", "reason", "mix", "train", "evaluate", "publish",
+        "prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish",
     ]  # fmt: skip
     assert written["teacher"]["accepted"] > 0
     assert len(written["experts"]) >= 3
@@ -165,7 +194,7 @@ def test_forced_cards_are_true_copies_of_the_evidence(bundle, student):
         seed=4,
     )
     written = parse_reasoning(student.run(student.write([request]))[0])
-    allowed = {evidence_card(fact)[2:-2] for fact in entry.evidence}
+    allowed = {evidence_card(fact, True)[2:-2] for fact in entry.evidence}
     assert written.steps
     # The budget may end inside the last card or sentence.
     assert {card for card, _ in written.steps[:-1]} <= allowed

@@ -115,14 +115,14 @@ def test_a_healthy_cluster_is_found_again(root, cluster):
 
 def test_a_job_runs_on_a_copy_of_the_code_in_the_one_environment(root, cluster):
     heard = []
-    package = submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py", heard.append)
+    package = submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py", "a", heard.append)
     assert f"worker saw packaged token {root}/.local/torch_extensions" in "".join(heard)
     assert package.startswith("gcs://")
 
 
 def test_a_failed_job_is_one_line_with_its_last_words(root, cluster):
     with pytest.raises(LaunchError, match="ended as FAILED: the wheel came off: put it back") as caught:
-        submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py fail", lambda text: None)
+        submit.run_job(root, cluster.dashboard, f"{sys.executable} job.py fail", "a", lambda text: None)
     assert "\n" not in str(caught.value)
 
 
@@ -141,6 +141,8 @@ def test_a_submitted_job_is_tagged_followed_and_not_started_twice(root, cluster,
     started = capsys.readouterr().out.split()[1]
     submit.submit(options, root)
     assert f"job {started} is at work" in capsys.readouterr().out
+    with pytest.raises(LaunchError, match=f"job {started} is still at work on .*: follow it"):
+        submit.run_job(root, cluster.dashboard, "true", str(tmp_path / "r"), lambda text: None)
     (tmp_path / "go").touch()
     options.detach = False
     submit.submit(options, root)
@@ -192,13 +194,13 @@ def test_an_interrupt_stops_the_job(root, cluster):
 
     command = f"{sys.executable} -c 'import time; print(\"started\", flush=True); time.sleep(60)'"
     with pytest.raises(KeyboardInterrupt):
-        submit.run_job(root, cluster.dashboard, command, interrupt)
+        submit.run_job(root, cluster.dashboard, command, "b", interrupt)
     latest = max(submit.client(root, cluster.dashboard).list_jobs(), key=lambda job: job.start_time)
     assert latest.status.value == "STOPPED"
 
 
 def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bundle(root, cluster):
-    package = submit.run_job(root, cluster.dashboard, "true", lambda text: None)
+    package = submit.run_job(root, cluster.dashboard, "true", "b", lambda text: None)
     made_from = {"config": "c.yaml", "run": "/runs/a", "package": package, "bundle": "1"}
     port = clusters.free_port()
     said = []
@@ -224,4 +226,8 @@ def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bund
         deploy.deploy(root, served, broken, port=port, say=said.append, builder="toy:build")
     recorded = clusters.load_state(root)
     assert recorded is not None
-    assert recorded.deployed == {}
+    assert (recorded.deployed, recorded.previous) == (newer, made_from)
+    assert deploy.ask(recorded).versions["run"] == "/runs/b"
+    returned = deploy.back(root, recorded, say=said.append, builder="toy:build")
+    assert deploy.ask(returned).versions["run"] == "/runs/a"
+    assert (returned.deployed, returned.previous) == (made_from, newer)

@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from pipelines import encode, prepare, reason, swing
+from pipelines.reason_journal import journal_name
 from ray_app.artifacts import Run, execute
 from ray_app.config import Config, validate
 from ray_app.errors import DataError, EngineError
@@ -31,6 +32,7 @@ GENRES = ["Action", "Comedy", "Drama", "Sci-Fi", "War"]
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session():
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True
     )
@@ -132,6 +134,10 @@ def test_the_quality_report_adds_up(finished):
     assert report["accepted"] + sum(report["rejects"].values()) == report["traces"]
     assert report["coverage_of_data"]["strata"] >= report["coverage_of_data"]["strata_random"]
     assert report["template_balance"] > 0.95
+    assert sum(report["lengths"].values()) == report["accepted"]
+    page = run.stage("reason").read("quality.html").decode()
+    assert all(f"<td>{count:,}</td>" in page for count in report["rejects"].values())
+    assert all(sample["title"] for kind in report["samples"].values() for sample in kind)
     assert manifest["counts"]["rejects"] == report["rejects"]
 
 
@@ -149,11 +155,13 @@ def test_kill_minus_nine_and_resume_give_the_same_shards(finished, fresh, inputs
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps(config.model_dump()))
     command = [sys.executable, "-m", "pipelines.reason", "--config", str(file), "--run", fresh.folder.uri]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_JOB_ID")
+    }
     folder = fresh.stage("reason")
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not folder.exists("shards/00001.parquet"):
             assert process.poll() is None, "the stage ended before it could be killed"
             assert time.monotonic() < deadline
@@ -163,7 +171,9 @@ def test_kill_minus_nine_and_resume_give_the_same_shards(finished, fresh, inputs
         process.wait()
     assert not folder.exists("manifest.json")
     assert len(folder.names("shards")) < 5
-    before = {name: os.stat(folder.path(name)).st_mtime_ns for name in folder.names("shards")}
+    # A worker that takes a shard writes its journal; curation, which comes last, may touch the shard itself.
+    finished_shards = [journal_name(int(name[7:12])) for name in folder.names("shards")]
+    before = {name: os.stat(folder.path(name)).st_mtime_ns for name in finished_shards}
 
     manifest = execute(fresh, reason.spec(config, fresh))
     assert manifest["resumed"]
@@ -233,8 +243,8 @@ def test_rows_that_cannot_be_served_are_tried_again_then_kept_with_their_reason(
     for row in rows_in(folder.names("shards")):
         trace, context = Trace.model_validate_json(row["trace"]), Context.model_validate_json(row["context"])
         true = trace.label and context.evidence[0].sign > 0
-        assert trace.accepted == true
-        assert check_again(trace, context) == (trace.accepted, trace.reason)
+        assert (trace.accepted or trace.reason == "near_duplicate") == true
+        assert check_again(trace, context) == (true, "" if true else trace.reason)
 
     asked = teacher.asked
     shutil.rmtree(folder.root)
@@ -259,6 +269,35 @@ def test_an_engine_that_cannot_start_or_serve_is_one_clear_error(fresh, inputs):
         execute(fresh, reason.spec(many_rows, fresh))
     assert not fresh.stage("reason").exists(reason.shard_name(0))
     assert not fresh.stage("reason").exists("manifest.json")
+
+
+class Planted:
+    """Contexts whose target says what came of it."""
+
+    def __init__(self, config: Config, run_uri: str):
+        self._source = reason.open_contexts(config, run_uri)
+
+    def build(self, row_ids):
+        labels = self._source.labels  # pyright: ignore[reportAttributeAccessIssue]
+        built = self._source.build(row_ids)
+        return [
+            about.model_copy(
+                update={
+                    "target": about.target.model_copy(
+                        update={"description": f"Last seen, rated {5 if labels[row] else 2}."}
+                    )
+                }
+            )
+            for row, about in zip(row_ids, built, strict=True)
+        ]
+
+
+def test_a_label_planted_in_the_context_stops_the_stage(fresh, inputs):
+    # Every row of the first shard is looked at before a shard is written.
+    config = configure(inputs, shard_rows=400, batch_size=400, fraction=0.25)
+    with pytest.raises(DataError, match=r"^the prompts give the answer away: \d+ rows have .*rated"):
+        execute(fresh, reason.spec(config, fresh, Planted))
+    assert not fresh.stage("reason").names("shards")
 
 
 def test_too_small_a_fraction_is_named(fresh, inputs):

@@ -21,10 +21,8 @@ from safetensors.numpy import load_file
 from pipelines import train
 from pipelines.assemble import assemble
 from pipelines.contexts import ContextSource
-from pipelines.publish import publish_stage
 from ray_app.artifacts import Run, execute, is_current
 from ray_app.bundle import Bundle
-from ray_app.data.store import Store
 from ray_app.errors import PromptTooLongError
 from ray_app.student.experts import Clusters
 from tests.runs import small_config
@@ -87,10 +85,10 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     folder = run.stage("train").local()
     experts = [f"expert-{n}" for n in range(counts["experts"])]
     assert len(experts) >= 3
-    assert counts["phases"] == 2 + len(experts)
+    assert counts["phases"] == 3 + len(experts)
     assert counts["trainable"] > 0
     curves = json.loads((folder / "curves.json").read_text())
-    for phase in ("bootstrap", "global", *experts):
+    for phase in ("answers", "language", "global", *experts):
         points = curves[phase]["curve"]
         assert points[-1]["step"] == points[-1]["of"]
         assert all(0 <= point["valid_auc"] <= 1 for point in points)
@@ -125,21 +123,21 @@ def test_it_is_current_until_something_changes_what_is_learned(small_run, undist
 
 
 def kill_in_the_midst(process: subprocess.Popen, checkpoints: Path) -> dict:
-    """kill -9 the training worker, the driver and all of its Ray, once a checkpoint of `global` is committed.
+    """kill -9 the training worker, the driver and all of its Ray, once `language` has a checkpoint.
 
     Returns what that checkpoint says.
     """
     deadline = time.monotonic() + 240
     while True:
         assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint of the global phase"
+        assert time.monotonic() < deadline, "no checkpoint of the language phase"
         try:
             listed = json.loads((checkpoints / train.SNAPSHOT).read_text())
             last = checkpoints / listed["latest_checkpoint_result"]["checkpoint_dir_name"]
             state = json.loads((last / "place-0.json").read_text())
         except (OSError, ValueError, TypeError):  # not there yet, being written, or replaced meanwhile
             state = {"phase": None}
-        if state["phase"] == "global" and state["curve"]:
+        if state["phase"] == "language" and state["curve"]:
             break
         time.sleep(0.01)
     tree = psutil.Process(process.pid).children(recursive=True)
@@ -166,15 +164,13 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
             process.kill()
             process.wait()
     assert not (folder / "manifest.json").exists()
-    assert not (folder / "global").exists()
-    finished = (folder / "bootstrap" / "done.json").stat().st_mtime_ns
+    assert not (folder / "language").exists()
+    finished = (folder / "answers" / "done.json").stat().st_mtime_ns
 
     manifest = execute(killed, train.spec(config, killed))
     assert manifest["resumed"]
-    assert (folder / "bootstrap" / "done.json").stat().st_mtime_ns == finished, (
-        "a finished phase was repeated"
-    )
-    curve = json.loads((folder / "global" / "done.json").read_text())["curve"]
+    assert (folder / "answers" / "done.json").stat().st_mtime_ns == finished, "a finished phase was repeated"
+    curve = json.loads((folder / "language" / "done.json").read_text())["curve"]
     assert curve[: len(seen["curve"])] == seen["curve"], "training did not go on from its checkpoint"
     run, whole = undisturbed
     expected, found = learned(run), learned(killed)
@@ -220,17 +216,3 @@ def test_the_bundle_as_of_the_test_split_tells_what_the_rows_were_told(small_run
             assert np.array_equal(values[0], np.load(encode / f"{name}.npy")[row]), name
         assert bundle.like_rate(history) == pytest.approx(source.rolling[row, 3])
         assert bundle.statistics(np.array([target]))[0].tolist() == source.rolling[row, :3].tolist()
-
-
-def test_publish_lays_out_the_bundle_and_fills_the_store(small_run, undisturbed):
-    run, _ = undisturbed
-    counts = publish_stage(small_run.config, run, run.stage("publish"))
-    bundle = Bundle.open(run.stage("publish").local() / "bundle")
-    assert bundle.version == counts["version"]
-    assert len(bundle.histories.items) == 3000
-    store = Store(f"sqlite:///{run.folder.local() / 'store.sqlite'}")
-    try:
-        assert store.counts() == {name: counts[name] for name in store.counts()}
-    finally:
-        store.close()
-    assert publish_stage(small_run.config, run, run.stage("publish"))["version"] == counts["version"]

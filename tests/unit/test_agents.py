@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, logit
 
 from ray_app.agents.interface import Proposal
-from ray_app.agents.orchestrator import Orchestrator, ranking
+from ray_app.agents.orchestrator import PATIENCE, Orchestrator, ranking
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
 from ray_app.agents.swing import SwingAgent
@@ -301,11 +301,41 @@ class TestSequence:
         async def slow(*_):
             await asyncio.sleep(60)
 
-        config = bundle.config.serve.model_copy(update={"deadline_s": 0.05})
-        late = orchestrator(bundle, LinearStudent(), decide=slow)
-        late._config = config
+        late = orchestrator(bundle, LinearStudent(), fetch=slow)
+        late._config = bundle.config.serve.model_copy(update={"deadline_s": 0.05})
         with pytest.raises(TimeoutError):
             run(late.recommend("u3", 3))
+
+    @pytest.mark.parametrize(
+        ("work", "expert"), [("decide", "swing"), ("write", None), ("reconsider", None), ("rethink", None)]
+    )
+    def test_a_silent_student_is_done_without_while_there_is_time(self, bundle, monkeypatch, work, expert):
+        called_off = []
+
+        async def silent(*_):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                called_off.append(work)
+                raise
+
+        patient = orchestrator(bundle, LinearStudent(), **{work: silent})
+        patient._config = bundle.config.serve.model_copy(update={"deadline_s": 120.0})
+        monkeypatch.setitem(PATIENCE, work, 0.005)
+        answer = run(patient.recommend("u3", 3, "standard", True))
+        assert answer.degraded
+        assert "nothing came within" in answer.degraded_reason
+        assert called_off == [work]
+        assert len(answer.items) == 3
+        assert all(entry.explanation.text for entry in answer.items)
+        assert {entry.verdict.expert == "swing" for entry in answer.items} == {expert == "swing"}
+
+    def test_what_compiles_is_done_before_the_first_request(self, bundle, retrieval):
+        student = LinearStudent()
+        retrieval.warm()
+        SwingAgent(bundle).warm()
+        run(ReasoningAgent(bundle, student).warm())
+        assert (len(student.scored), len(student.written)) == (1, 1)
 
     def test_nothing_left_to_recommend_is_an_empty_answer(self, bundle):
         front = make_front(bundle, LinearStudent())

@@ -10,7 +10,17 @@ from scipy.special import expit, logit
 
 from ray_app.agents.interface import SecondLook
 from ray_app.agents.reflection import ReflectionAgent
-from ray_app.agents.synthesis import DEFAULT, MIN_ROWS, Weights, features, fit, gain, judged, learn, synthesis
+from ray_app.agents.synthesis import (
+    DEFAULT,
+    MIN_ROWS,
+    NEUTRAL,
+    Weights,
+    features,
+    fit,
+    judged,
+    learn,
+    synthesis,
+)
 from ray_app.artifacts import Folder
 from ray_app.bundle import SYNTHESIS, Bundle, synthesis_weights
 from ray_app.config import ServeConfig
@@ -57,20 +67,27 @@ def test_few_rows_hardly_move_the_prior():
 
 
 def test_fitted_decisions_are_better_on_rows_that_no_weight_has_seen():
-    rows, labels, users = made(2000, LOOKS)
-    weights, report = learn(rows, labels, users, 7)
-    assert report == gain(rows, labels, users, 7)
-    for measured in (report, judged(*made(2000, LOOKS, seed=1)[:2], weights)):
-        assert measured["fitted"]["auc"] > measured["constant"]["auc"] > measured["before"]["auc"]
-        assert measured["fitted"]["accuracy"] > measured["before"]["accuracy"]
-        assert measured["fitted"]["p"] < 0.01
+    weights, report = learn(*made(2000, LOOKS), 50, 7)
+    assert weights != NEUTRAL
+    for measured in (report, judged(*made(2000, LOOKS, seed=1), weights, 50, 7)):
+        before, after, gain = measured["before"], measured["after"], measured["auc_gain"]
+        assert after["auc"] > before["auc"]
+        assert after["accuracy"] > before["accuracy"]
+        assert gain["value"] == pytest.approx(after["auc"] - before["auc"])
+        assert 0 < gain["low"] < gain["value"] < gain["high"]
+        assert measured["p"] < 0.01
 
 
-def test_where_looks_say_nothing_the_cross_fit_claims_nothing():
+def test_where_looks_say_nothing_the_first_decision_is_kept():
     rng = np.random.default_rng(3)
-    rows = np.column_stack([rng.normal(0, 0.25, 600), rng.normal(0, 1, (600, 4)), np.ones(600)])
-    labels = rng.integers(0, 2, 600).astype(float)
-    assert gain(rows, labels, np.arange(600), 7)["fitted"]["auc"] < 0.55
+    rows = np.column_stack([rng.normal(0, 1, 600), rng.normal(0, 1, (600, 4)), np.ones(600)])
+    labels = (rng.random(600) < expit(rows[:, 0])).astype(float)
+    weights, report = learn(rows, labels, np.arange(600), 20, 7)
+    assert report["after"]["log_loss"] >= report["before"]["log_loss"]
+    assert weights == NEUTRAL
+    kept = judged(rows, labels, np.arange(600), weights, 20, 7)
+    assert kept["before"] == kept["after"]
+    assert (kept["turned"], kept["auc_gain"]["value"], kept["p"]) == (0, 0.0, 1.0)
 
 
 def test_turned_decisions_are_counted_and_tested_in_pairs():
@@ -78,21 +95,23 @@ def test_turned_decisions_are_counted_and_tested_in_pairs():
     rows[:, 0] = [-1, -1, -1, 1, 1, -1]
     rows[:, 1] = [9, 9, 9, -9, 9, -9]
     labels = np.array([1.0, 1, 1, 1, 1, 0])
-    found = judged(rows, labels, Weights(initial=0, history=1, similar=0, pool=0, segment=0))
+    weights = Weights(initial=0, history=1, similar=0, pool=0, segment=0)
+    found = judged(rows, labels, np.array([1, 1, 2, 2, 3, 3]), weights, 20, 7)
+    assert (found["rows"], found["users"]) == (6, 3)
     assert found["before"]["accuracy"] == pytest.approx(3 / 6)
-    fitted = found["fitted"]
-    assert (fitted["turned"], fitted["better"], fitted["worse"]) == (4, 3, 1)
-    assert fitted["p"] == pytest.approx(0.625)  # 2 * (C(4,0) + C(4,1)) / 2^4
-    assert fitted["accuracy"] == pytest.approx(5 / 6, abs=1e-4)
+    assert found["after"]["accuracy"] == pytest.approx(5 / 6)
+    assert (found["turned"], found["better"], found["worse"]) == (4, 3, 1)
+    assert found["p"] == pytest.approx(0.625)  # 2 * (C(4,0) + C(4,1)) / 2^4
 
 
-@pytest.mark.parametrize("labels", [np.ones(500), np.arange(MIN_ROWS - 1) % 2])
-def test_without_rows_or_with_one_label_nothing_is_fitted(labels):
+@pytest.mark.parametrize("labels", [np.ones(500), np.arange(MIN_ROWS - 1) % 2, np.empty(0)])
+def test_without_rows_or_with_one_label_the_first_decision_is_kept(labels):
     rows, _, users = made(500, LOOKS)
     n = len(labels)
-    weights, report = learn(rows[:n], labels.astype(float), users[:n], 7)
-    assert weights == DEFAULT
-    assert report == {"rows": n, "fitted": None}
+    weights, report = learn(rows[:n], labels.astype(float), users[:n], 20, 7)
+    assert weights == NEUTRAL
+    assert report["rows"] == n
+    assert report["before"] == report["after"]
 
 
 def test_a_bundle_keeps_them_and_the_agent_uses_them(bundle):

@@ -11,14 +11,25 @@ from ray_app.artifacts import MANIFEST, STARTED, Folder, Run, StageSpec, execute
 from ray_app.errors import ArtifactError
 
 
-@pytest.fixture(params=["local", "memory"])
-def folder(request, tmp_path) -> Folder:
-    return Folder(tmp_path / "a") if request.param == "local" else Folder(f"memory://{uuid4().hex}/a")
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def place(request, tmp_path) -> str:
+    """An empty place on each kind of storage; S3 is a real server process."""
+    base = {
+        "local": lambda: tmp_path,
+        "memory": lambda: "memory:/",
+        "s3": lambda: request.getfixturevalue("s3"),
+    }
+    return f"{base[request.param]()}/{uuid4().hex}"
 
 
-@pytest.fixture(params=["local", "memory"])
-def run(request, tmp_path) -> Run:
-    return Run(tmp_path / "run") if request.param == "local" else Run(f"memory://{uuid4().hex}/run")
+@pytest.fixture
+def folder(place: str) -> Folder:
+    return Folder(f"{place}/a")
+
+
+@pytest.fixture
+def run(place: str) -> Run:
+    return Run(f"{place}/run")
 
 
 class Body:

@@ -190,3 +190,8 @@ def test_codes_are_rows_in_natural_order_and_do_not_depend_on_the_input_order():
         (2, 2, 0, 2, 0),
         (3, 1, 2, 3, 1),
     ]
+
+
+def test_a_users_table_of_ids_alone_gives_empty_profiles():
+    result = clean(raw("user_id,item_id,timestamp,rating\n1,10,100,4\n", users="user_id\n1\n7\n"), CONFIG)
+    assert result.users.rows() == [("1", "{}"), ("7", "{}")]

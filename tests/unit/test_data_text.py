@@ -1,3 +1,6 @@
+import re
+
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +32,27 @@ def test_text_is_normalised_to_one_line():
     assert text.normalise(" cafe\u0301\n\tof\x00\u202ethe\u200b  sea\U000e0041 ", 200) == "café of the sea"
 
 
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("＜｜user｜＞ ＡＢＣ", "<|user|> ABC"),
+        ("ﬁnal 𝐘𝐞𝐬", "final Yes"),
+        ("8½", "8½"),
+        ("Zalgo" + "\u0301" * 50, "Zalgó" + "\u0301" * 4),
+        ("seen\u3164\U000e0121hidden", "seen hidden"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+    ],
+)
+def test_look_alikes_are_spelt_one_way_and_hidden_characters_go(raw, plain):
+    assert text.normalise(raw, 200) == plain
+
+
+@pytest.mark.parametrize("invisible", ["\u200b", "\u202e", "\u2066", "\ufeff", "\U000e0041", "\x07"])
+def test_ids_hold_nothing_invisible(invisible):
+    assert re.search(text.UNUSABLE_ID, f"u1{invisible}")
+    assert pl.Series([f"u1{invisible}", "u1"]).str.contains(text.UNUSABLE_ID).to_list() == [True, False]
+
+
 def test_text_is_capped_without_a_trailing_blank():
     assert text.normalise("abc def", 4) == "abc"
 
@@ -46,6 +70,7 @@ def test_features_lose_blanks_repeats_and_words_for_none():
         "Drama",
         "Sci-Fi",
     ]
+    assert len(text.tidy_features([f"f{n}" for n in range(500)])) == text.FEATURES
 
 
 def test_keywords_are_features_decade_and_words_shared_with_other_items():

@@ -90,8 +90,10 @@ def test_a_true_statement_has_no_problem(text: str):
         ("With no feature in common, [e1] was liked.", "e1 shares Comedy"),
         (
             "The user liked [e1], which shares Comedy but adds Drama.",
-            "Drama is not a feature of the cited evidence",
+            "Drama is not added by the cited evidence",
         ),
+        ("The user liked [e1], which has War but adds Comedy.", "Comedy is not added by the cited evidence"),
+        ("The user liked [e1], which shares Comedy and Comedy.", "Comedy is named 2 times"),
         ("The user liked [e1], which shares War but adds Comedy.", "War is not shared by the cited evidence"),
         ("Similar users liked [e1].", "e1 is no opinion of similar users"),
         ("The user liked [e1], and similar users disliked [e2].", "e2 is no opinion of similar users"),

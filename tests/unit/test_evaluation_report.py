@@ -130,6 +130,19 @@ def invented_metrics() -> dict[str, Any]:
             "div": 0.6,
             "distinct_1": 0.02,
         },
+        "reflection": {
+            "rows": 412,
+            "users": 55,
+            "before": {"auc": 0.601, "accuracy": 0.575, "log_loss": 0.6802},
+            "after": {"auc": 0.624, "accuracy": 0.59, "log_loss": 0.6711},
+            "auc_gain": {"value": 0.023, "low": 0.0071, "high": 0.0389},
+            "turned": 61,
+            "better": 34,
+            "worse": 27,
+            "p": 0.443,
+            "triggers": {"low_confidence": 380, "conflict": 44},
+            "neutral": False,
+        },
         "stages": [
             {"stage": stage, "seconds": 10.0 * n, "cpu_seconds": 16.0 * n, "peak_memory_mb": 300.0 * n}
             for n, stage in enumerate(["prepare", "swing", "encode", "reason", "mix", "train", "evaluate"], 1)
@@ -276,11 +289,21 @@ def test_at_most_twenty_samples_are_shown(page: str):
     assert page.count('<article class="sample">') == MAX_SAMPLES == 20
 
 
+def test_reflection_is_told_before_and_after(tmp_path: Path):
+    metrics = invented_metrics()
+    text = render(metrics, [], tmp_path).read_text()
+    assert "low confidence 380, conflict 44" in text
+    assert "AUC gain .0230 (.0071 – .0389). 61 decisions turned, 34 for the better and 27" in text
+    assert "reflection keeps it" not in text
+    metrics["reflection"]["neutral"] = True
+    assert "reflection keeps it" in render(metrics, [], tmp_path).read_text()
+
+
 def test_every_gap_is_named_as_not_measured(tmp_path: Path):
     text = render({"run": {"name": "empty"}, "champion": "student"}, [], tmp_path).read_text()
     for heading in re.findall(r"<h2>(.*?)</h2>(.*?)</section>", text, re.DOTALL):
         assert "not measured" in heading[1], heading[0]
-    assert len(re.findall("<h2>", text)) == 12
+    assert len(re.findall("<h2>", text)) == 13
 
 
 def test_one_missing_measure_is_named_in_its_row(page: str):

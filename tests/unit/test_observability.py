@@ -123,14 +123,14 @@ def test_refusals_and_requests_at_work_are_counted(bundle):
         def set(self, name: str, number: float, **labels: str) -> None:
             heard.append((name, number))
 
-    from serve.limits import Limits
+    from serve.limits import Limits, Pace
 
     api = make_api(make_front(bundle, LinearStudent()))
-    client = TestClient(Limits(api, at_once=0, telemetry=Heard()))
+    client = TestClient(Limits(api, pace=Pace(0, 0, 9.0), telemetry=Heard()))
     assert client.get("/v1/users").status_code == 503
     assert heard == [("rationale_refusals", "users", "503")]
     heard.clear()
-    client = TestClient(Limits(api, at_once=1, telemetry=Heard()), raise_server_exceptions=False)
+    client = TestClient(Limits(api, pace=Pace(1, 1, 9.0), telemetry=Heard()), raise_server_exceptions=False)
     assert client.get("/v1/users/4711").status_code == 404
     assert client.get("/v1/made-up/4711").status_code == 404
     at_work = [("rationale_at_work", 1), ("rationale_at_work", 0)]

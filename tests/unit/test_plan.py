@@ -216,7 +216,12 @@ MEASURED = {
     "mix": (54.7, 13_793_000),
 }
 MEASURED_COUNTS = {"traces": 11_848, "accepted": 5_996, "reason_examples": 5_996, "rec_examples": 23_984}
-SHORT_TRAINING = ("student.bootstrap.epochs=0.2", "train.epochs=0.1", "train.expert_epochs=0.1")
+SHORT_TRAINING = (
+    "student.bootstrap.answer_epochs=0.2",
+    "student.bootstrap.language_epochs=0.2",
+    "train.epochs=0.1",
+    "train.expert_epochs=0.1",
+)
 MEASURED_TRAINING = {"bootstrap": 1_484_000, "global": 364_000}
 """Padded tokens of a run with those overrides; the stage took 366 CPU seconds on a busy machine."""
 MEASURED_TRAINING_CPU = 366.0

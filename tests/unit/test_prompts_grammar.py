@@ -67,15 +67,16 @@ def test_a_card_with_an_altered_fact_never_fits(about, seed, data):
     if entry.kind == "peers":
         changes.append({"support": 4 * entry.support + 4})
     altered = entry.model_copy(update=data.draw(st.sampled_from(changes)))
-    assert evidence_card(altered) != evidence_card(entry)
-    lie = text.replace(evidence_card(entry), evidence_card(altered))
+    true, false = evidence_card(entry, made.verdict), evidence_card(altered, made.verdict)
+    assert true != false
+    lie = text.replace(true, false)
     assert lie != text
     assert not accepts(about, made.verdict, lie)
 
 
 GOOD = (
     " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
-    " ( [e2] history <r2> <-> <~> Drama War ) But not [e2]. ( Yes ) So the user would like it."
+    " ( [e2] history <r2> <-> <~> Drama War <!> ) But not [e2]. ( Yes ) So the user would like it."
 )
 
 
@@ -93,7 +94,13 @@ GOOD = (
         (" <=> Comedy", ""),
         ("<~> Drama War", "<~> Drama"),
         ("[e1] history", "[e1] neighbour"),
-        ("( [e2] history <r2> <-> <~> Drama War ) ", ""),
+        ("( [e2] history <r2> <-> <~> Drama War <!> ) ", ""),
+        (" <!>", ""),
+        ("Drama )", "Drama <!> )"),
+        ("liked [e1].", "liked [e1]"),
+        ("liked [e1].", "liked [e1].."),
+        ("liked [e1].", "liked [e1]. ."),
+        ("But not", "But… not"),
         ("The user liked", "The <+> user liked"),
         ("The user liked", "The (user) liked"),
         ("The user", "The\nuser"),
@@ -109,6 +116,11 @@ def test_each_planted_fault_is_refused(old, new):
     assert accepts(usual(), True, GOOD)
     assert old in GOOD
     assert not accepts(usual(), True, GOOD.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("extra", ["it got 4.5 of 5 and ", "it stood out. Besides, "])
+def test_a_dot_of_a_number_or_between_sentences_fits(extra):
+    assert accepts(usual(), True, GOOD.replace("But not", f"But {extra}not"))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,7 @@ def test_each_planted_fault_is_refused(old, new):
     ],
 )
 def test_an_entry_is_cited_once_and_own_and_others_stand_together_in_order(order, fits):
-    steps = [f" {evidence_card(usual().evidence[int(n) - 1])} As for [e{n}], so it is." for n in order]
+    steps = [f" {evidence_card(usual().evidence[int(n) - 1], False)} As for [e{n}], so it is." for n in order]
     assert accepts(usual(), False, "".join(steps) + " ( No ) The user would not like it.") is fits
 
 
@@ -143,7 +155,7 @@ def test_without_evidence_only_the_conclusion_is_left():
 def test_features_are_text_and_no_pattern(feature):
     entry = evidence("e1", "history", 1, shared=[feature], features=[feature])
     about = context(entry)
-    text = f" {evidence_card(entry)} The user liked [e1]. ( Yes ) So be it."
+    text = f" {evidence_card(entry, True)} The user liked [e1]. ( Yes ) So be it."
     assert accepts(about, True, text)
     assert not accepts(about, True, text.replace("<=> ", "<=> z"))
 
@@ -154,7 +166,7 @@ def test_whatever_fits_reads_back_as_true_cards_and_the_answer(data):
     about, answer = usual(), data.draw(st.booleans())
     text = data.draw(st.from_regex(reasoning_regex(about, answer), fullmatch=True))
     written = parse_reasoning(text)
-    cards = {evidence_card(entry)[2:-2].strip() for entry in about.evidence}
+    cards = {evidence_card(entry, answer)[2:-2].strip() for entry in about.evidence}
     assert written.conclusion is answer
     steps = [(body, step) for body, step in written.steps if body not in ("Yes", "No")]
     assert {body for body, _ in steps} <= cards

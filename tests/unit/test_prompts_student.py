@@ -88,6 +88,15 @@ def test_cards_copy_the_facts():
     }
 
 
+def test_a_card_says_where_its_evidence_speaks_against_the_answer():
+    for entry in usual().evidence:
+        assert [cards.AGAINST in cards.evidence_card(entry, answer) for answer in (True, False)] == [
+            entry.sign < 0,
+            entry.sign > 0,
+        ]
+        assert cards.evidence_card(entry, entry.sign > 0) == cards.evidence_card(entry)
+
+
 @pytest.mark.parametrize(
     ("count", "mark"),
     [(0, 0), (1, 1), (3, 1), (4, 2), (15, 2), (16, 3), (63, 3), (64, 4), (255, 4), (256, 5), (99999, 5)],
@@ -130,7 +139,7 @@ def test_the_reasoning_target_reads_back_as_its_trace():
     text = reasoning_target(trace, usual())
     assert text == (
         " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
-        " ( [e2] history <r2> <-> <~> Drama War ) Not so [e2]. ( Yes ) So the user would like it."
+        " ( [e2] history <r2> <-> <~> Drama War <!> ) Not so [e2]. ( Yes ) So the user would like it."
     )
     written = parse_reasoning(text)
     assert ([step for _, step in written.steps], written.conclusion) == (trace.steps, True)

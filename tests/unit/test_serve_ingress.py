@@ -196,7 +196,7 @@ def test_a_late_answer(bundle):
     async def slow(*_):
         raise TimeoutError
 
-    assert "deadline" in problem_of(ask(client_of(bundle, decide=slow)), 504)["detail"]
+    assert "deadline" in problem_of(ask(client_of(bundle, fetch=slow)), 504)["detail"]
 
 
 def test_an_overloaded_agent_tells_when_to_come_back(bundle):
@@ -218,7 +218,7 @@ def test_a_fault_of_our_own_tells_nothing_about_the_inside(bundle):
 def test_more_requests_than_can_wait_are_refused_at_once(bundle):
     import httpx
 
-    few = bundle.config.serve.model_copy(update={"max_ongoing": 1, "max_queued": 1})
+    few = bundle.config.serve.model_copy(update={"max_ongoing": 2, "max_queued": 0})
     config = bundle.config.model_copy(update={"serve": few})
     gate = asyncio.Event()
 

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 from ray_app.telemetry import Telemetry
 from serve import keys as module
 from serve.keys import FILE, LINES, Door, Keys, Refused, check_hosts, make, parse
-from serve.limits import Limits
+from serve.limits import Limits, Pace
 
 DAY = 86_400.0
 START = 1_800_000_000.0  # 2027-01-15
@@ -168,7 +168,7 @@ def test_over_http_refusals_are_problems_and_operation_needs_no_key():
     for path in ("/v1/items", "/v1/interactions", "/healthz", "/"):
         api.add_api_route(path, lambda: "in", methods=["GET", "POST"])
     text = f"{line('a', 's1', 'per_minute=2')}\n{line('eye', 's2', 'scope=read')}"
-    api.add_middleware(Limits, at_once=9, telemetry=Telemetry(), keys=Keys(text, "test"))
+    api.add_middleware(Limits, pace=Pace(9, 9, 9.0), telemetry=Telemetry(), keys=Keys(text, "test"))
     client = TestClient(api)
     assert [client.get(path).status_code for path in ("/healthz", "/", "/v1/items")] == [200, 200, 401]
     refused = client.get("/v1/items")

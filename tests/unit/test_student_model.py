@@ -21,7 +21,7 @@ from ray_app.student.model import (
     trainable,
     with_lora,
 )
-from ray_app.student.phases import BOOTSTRAP, Phase, build, phases, save
+from ray_app.student.phases import ANSWERS, Phase, build, optimizer, phases, save
 from ray_app.student.tokens import train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -205,9 +205,10 @@ def test_a_step_on_one_batch_lowers_both_losses():
 SMALL = validate({"student": {"bootstrap": {"hidden": 32, "layers": 1, "heads": 1, "vocab": 400}}}, "test")
 
 
-def test_phases_come_in_order_and_a_given_base_needs_no_bootstrap():
+def test_phases_come_in_order_and_a_given_base_needs_none_of_its_own():
     assert [phase.name for phase in phases(SMALL, 3)] == [
-        "bootstrap",
+        "answers",
+        "language",
         "global",
         "expert-0",
         "expert-1",
@@ -215,22 +216,30 @@ def test_phases_come_in_order_and_a_given_base_needs_no_bootstrap():
     ]
     given = Config.model_validate({"student": {"base": "some/model"}})
     assert [phase.name for phase in phases(given, 1)] == ["global", "expert-0"]
-    assert [phase.warm for phase in phases(SMALL, 1)] == [False, False, True]
+    assert [phase.warm for phase in phases(SMALL, 1)] == [False, False, False, True]
 
 
 def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     tokenizer = train_tokenizer(["a plain text"], ["War"], 400)
     every = {phase.name: phase for phase in phases(SMALL, 1)}
-    bootstrap = build(every["bootstrap"], SMALL, tmp_path, tokenizer, WIDTHS)
-    assert trainable(bootstrap) == sum(p.numel() for p in bootstrap.parameters())
+    answers = build(every["answers"], SMALL, tmp_path, tokenizer, WIDTHS)
+    assert trainable(answers) == sum(p.numel() for p in answers.parameters())
     with torch.no_grad():
-        bootstrap.projector.get_buffer("mean_user").fill_(3)
-    save(every["bootstrap"], bootstrap, tmp_path)
+        answers.projector.get_buffer("mean_user").fill_(3)
+    save(every["answers"], answers, tmp_path)
+
+    language = build(every["language"], SMALL, tmp_path, tokenizer, WIDTHS)
+    assert trainable(language) == trainable(answers)
+    assert all(torch.equal(p, q) for p, q in zip(language.parameters(), answers.parameters(), strict=True))
+    with torch.no_grad():
+        language.lm.model.norm.weight.fill_(0.5)
+    save(every["language"], language, tmp_path)
 
     general = build(every["global"], SMALL, tmp_path, tokenizer, WIDTHS)
     assert float(general.projector.get_buffer("mean_user")[0]) == 3
-    base = general.lm.get_base_model().model.embed_tokens.weight
-    assert torch.equal(base, bootstrap.lm.model.embed_tokens.weight)
+    base = general.lm.get_base_model().model
+    assert torch.equal(base.embed_tokens.weight, answers.lm.model.embed_tokens.weight)
+    assert float(base.norm.weight[0]) == 0.5
     lora = 1 * 2 * 8 * (32 + 32)
     assert trainable(general) == lora + sum(p.numel() for p in general.projector.parameters())
     with torch.no_grad():
@@ -250,9 +259,20 @@ def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     assert (tmp_path / "expert-0" / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
+    model, phase = student(), Phase(ANSWERS, 1, 1e-3, matrix_rate=0.01)
+    matrices, rest = optimizer(phase, model, 0.1).param_groups
+    assert (matrices["use_muon"], matrices["lr"], rest["lr"]) == (True, 0.01, 1e-3)
+    assert len(matrices["params"]) == 7 * model.lm.config.num_hidden_layers
+    assert all(p.ndim == 2 for p in matrices["params"])
+    counted = sum(p.numel() for group in (matrices, rest) for p in group["params"])
+    assert counted == sum(p.numel() for p in model.parameters())
+    assert isinstance(optimizer(Phase("global", 1, 1e-3), model, 0.1), torch.optim.AdamW)
+
+
 def test_building_a_phase_twice_gives_the_same_start(tmp_path):
     tokenizer = train_tokenizer(["a plain text"], ["War"], 400)
-    phase = Phase(BOOTSTRAP, 1, 1e-3)
+    phase = Phase(ANSWERS, 1, 1e-3)
     one, two = (build(phase, SMALL, tmp_path, tokenizer, WIDTHS).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

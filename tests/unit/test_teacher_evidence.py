@@ -141,10 +141,17 @@ def test_a_verdict_that_nothing_speaks_for_is_not_written():
 def test_faults_of_a_request_and_of_its_caller():
     (generation,) = ENGINE.generate([ask(context(evidence("e1", "crowd", 1, support=0)))])
     assert (generation.texts, generation.error) == ([], "the context has no evidence to reason from")
-    with pytest.raises(EngineError, match="no hints"):
-        ENGINE.generate([ask(usual(), hint=True)])
     with pytest.raises(EngineError, match="no template 'haiku'"):
         ENGINE.generate([ask(usual(), template="haiku")])
+
+
+def test_a_hint_decides_the_verdict_and_reasons_alone_decide_it_anew():
+    for hint in (True, False):
+        (told,) = ENGINE.generate([ask(usual(), hint=hint)])
+        assert told.texts[0].startswith(f"Answer: {'Yes' if hint else 'No'}\n")
+    for cited, answer in (("[e1] and [e3]", "Answer: Yes"), ("[e2] and [e4]", "Answer: No")):
+        (derived,) = ENGINE.generate([ask(usual(), reasons=(f"It counts that {cited} are there.",))])
+        assert derived.texts == [answer]
 
 
 def test_make_engine_gives_the_default_teacher():

@@ -157,3 +157,71 @@ def test_quality_counts_rows_paths_and_reasons():
 def test_quality_of_nothing_is_zeros():
     report = Quality().report()
     assert (report["rows"], report["acceptance"], report["words"]) == (0, 0.0, {})
+
+
+HINTS = CONFIG.model_copy(update={"hints": True, "rounds": 0})
+
+
+def test_only_the_hinting_prompt_holds_the_label_and_reasons_must_lead_to_it_unaided():
+    about = context(
+        evidence("e1", "history", 1, features=["War"], weight=0.9),
+        evidence("e2", "history", -1, weight=0.4),
+        evidence("e3", "crowd", -1, weight=0.1),
+    )
+    outcome, engine = refine([Row(1, about, False), one_sided()], HINTS)
+    hinting = [request for request in engine.requests if request.hint is not None]
+    unaided = [request for request in engine.requests if request.reasons]
+    assert {request.id.split("/")[0] for request in hinting} <= {"1", "5"}
+    assert all('The right answer is "Answer: No"' in request.prompt for request in hinting)
+    for request in engine.requests:
+        if request.hint is None:
+            assert "right answer" not in request.prompt
+    assert all("would" not in reason for request in unaided for reason in request.reasons)
+    told = [trace for trace in outcome.traces if trace.mode == "hinted"]
+    assert {trace.row_id for trace in told} >= {5}
+    assert not any(trace.accepted for trace in told if trace.row_id == 5), "all its evidence says Yes"
+    assert {trace.reason for trace in told if trace.row_id == 5} == {"not_rederived"}
+    assert all(trace.verdict == trace.label for trace in told)
+
+
+def test_a_hinted_trace_that_can_be_derived_again_is_accepted_with_its_provenance():
+    class Contrary(Recording):
+        """Answers blind requests with the opposite."""
+
+        def generate(self, requests):
+            answers = super().generate(requests)
+            return [
+                replace(answer, texts=[text.replace("Answer: Yes", "Answer: No") for text in answer.texts])
+                if request.hint is None and not request.reasons
+                else answer
+                for request, answer in zip(requests, answers, strict=True)
+            ]
+
+    strong = context(evidence("e1", "history", 1, weight=5.0), evidence("e2", "history", -1, weight=0.01))
+    outcome, engine = refine([Row(1, strong, True)], HINTS, Contrary())
+    kept = [trace for trace in outcome.traces if trace.accepted]
+    assert {(trace.mode, trace.rounds) for trace in kept} == {("hinted", 1)}
+    assert sum(bool(request.reasons) for request in engine.requests) >= len(kept) > 0
+
+
+def test_a_hinted_text_loses_what_gives_the_hint_away():
+    class Chatty(Recording):
+        def generate(self, requests):
+            return [
+                replace(answer, texts=[text.replace("1. ", "1. As I was told, ", 1) for text in answer.texts])
+                for answer in super().generate(requests)
+            ]
+
+    strong = context(evidence("e1", "history", 1, weight=5.0), evidence("e2", "history", -1, weight=0.01))
+    outcome, _ = refine([Row(1, strong, True)], HINTS, Chatty())
+    by_mode = {mode: [t for t in outcome.traces if t.mode == mode] for mode in ("blind", "hinted")}
+    assert {trace.reason for trace in by_mode["blind"]} == {"gives_away"}
+    assert any(trace.accepted for trace in by_mode["hinted"])
+    assert not any("told" in step.text for trace in by_mode["hinted"] for step in trace.steps)
+
+
+def test_a_batch_of_which_nothing_is_served_is_the_engines_fault():
+    with pytest.raises(EngineError, match="none of 2 rows could be served; the first failed with: too long"):
+        refine([Row(1, usual(), True), Row(2, usual(), True)], engine=Recording(broken=("1", "2")))
+    alone, _ = refine([Row(1, usual(), True)], engine=Recording(broken=("1",)))
+    assert alone.failed == {1: "too long"}

@@ -1,7 +1,7 @@
 """Diverse selection, against values by hand."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.teacher.selection import coverage, earlier_interactions, select, strata, terciles
@@ -21,8 +21,8 @@ def test_terciles_are_of_codes_by_frequency():
 def test_strata_name_all_four_sides():
     names = strata(np.array([1, 0]), np.array([4, 4]), np.array([2, 2]), np.array(["Drama", "War"]))
     assert names.tolist() == [
-        "liked/popular low/active low/Drama",
-        "disliked/popular low/active low/War",
+        "liked/popular low/cluster 4/Drama",
+        "disliked/popular low/cluster 4/War",
     ]
 
 
@@ -33,6 +33,7 @@ def test_rare_strata_are_taken_in_turn_with_common_ones():
     assert len(set(chosen.tolist())) == 6
 
 
+@settings(deadline=None)
 @given(
     stratum=st.lists(st.sampled_from("abcde"), min_size=1, max_size=60),
     size=st.integers(1, 80),
@@ -47,6 +48,15 @@ def test_a_selection_is_as_even_as_the_strata_allow(stratum, size, seed):
     taken = {name: int((names[chosen] == name).sum()) for name in set(stratum)}
     most = max(taken.values())
     assert all(count >= most - 1 or count == stratum.count(name) for name, count in taken.items())
+
+
+def test_a_stratum_offers_first_what_its_users_and_items_have_least_of():
+    users = np.array([0] * 90 + list(range(1, 11)))
+    items = np.arange(100) % 7
+    chosen = select(np.array(["one"] * 100), 20, 0, spread=(users, items))
+    assert len(set(users[chosen])) == 11
+    assert len(set(items[chosen])) == 7
+    assert chosen.tolist() == select(np.array(["one"] * 100), 20, 0, spread=(users, items)).tolist()
 
 
 def test_coverage_stands_beside_a_random_sample_of_the_same_size():

@@ -1,0 +1,263 @@
+"""The service beside the bare engine, under overload, and idle: in one run, so that ratios mean something.
+
+    python -m bench.serve [--config configs/local.yaml] [--run FOLDER | --bundle FOLDER] [--seconds 60]
+
+*Bare* is the same student in this process given the same calls that a request leads to (decide, write, look
+again, decide without the evidence) and nothing else: no agents, no Ray, no HTTP. *Graph* is the whole service
+over HTTP. Single requests alternate between the two, so that both see the same machine; at saturation
+each has `--at-once` requests at work. Overload is open-loop, at twice the graph's own throughput.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from bench.load import Sample, load
+from pipelines.common import open_run, parser
+from pipelines.env import ROOT
+from ray_app.agents.explanation import ExplanationAgent
+from ray_app.agents.interface import Team
+from ray_app.agents.orchestrator import Orchestrator, Question
+from ray_app.agents.reasoning import ReasoningAgent
+from ray_app.agents.reflection import ReflectionAgent
+from ray_app.agents.retrieval import DataRetrievalAgent
+from ray_app.agents.swing import SwingAgent
+from ray_app.bundle import Bundle
+from ray_app.data.store import Store
+from ray_app.engines.student import Scoring, Writing
+from ray_app.engines.vllm_student import VllmStudent
+
+K = 5
+Calls = list[tuple[str, list[Any]]]
+
+
+class Recorder:
+    """A student that notes what it is asked."""
+
+    def __init__(self, engine: VllmStudent):
+        self._engine = engine
+        self.calls: Calls = []
+
+    async def score(self, requests: list[Scoring]) -> np.ndarray:
+        self.calls.append(("score", requests))
+        return await self._engine.score(requests)
+
+    async def write(self, requests: list[Writing]) -> list[str]:
+        self.calls.append(("write", requests))
+        return await self._engine.write(requests)
+
+    async def healthy(self) -> None:
+        await self._engine.healthy()
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--bundle", help="a bundle's folder with store.sqlite beside it, instead of a run")
+    arguments.add_argument("--users", type=int, default=24)
+    arguments.add_argument("--at-once", type=int, default=8)
+    arguments.add_argument("--seconds", type=float, default=60.0, help="of overload")
+    arguments.add_argument("--json")
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.bundle:
+            source, store = Path(options.bundle), Path(options.bundle).parent / "store.sqlite"
+        else:
+            _, run = open_run(options)
+            source, store = run.stage("publish").local() / "bundle", run.folder.local() / "store.sqlite"
+        shutil.copy(store, Path(scratch) / "store.sqlite")
+        found = measure(Bundle.open(source), f"sqlite:///{scratch}/store.sqlite", options)
+    table = Table("", "", title="The service")
+    for name, value in found.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else f"{value:,.2f}")
+    Console().print(table)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1))
+
+
+def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
+    users = [name for name, n in zip(bundle.user_codes, np.diff(bundle.histories.indptr), strict=True) if n]
+    users = np.random.default_rng(0).permutation(users)[: options.users].tolist()
+    with service(bundle, store) as client:
+        idle = idle_memory()
+        engine = VllmStudent(bundle, bundle.config.serve.engine)
+        calls = recorded(bundle, store, engine, users)
+        bare, graph, over = [], [], []
+        for user in users:
+            began = time.perf_counter()
+            asyncio.run(replay(engine, calls[user]))
+            bare.append(1000 * (time.perf_counter() - began))
+            began = time.perf_counter()
+            answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
+            graph.append(1000 * (time.perf_counter() - began))
+            over.append(beyond_scoring(answer.json()["trail"]["steps"]))
+        bare_rate = asyncio.run(saturated(lambda user: replay(engine, calls[user]), users, options.at_once))
+        engine.close()
+        deadline = bundle.config.serve.deadline_s
+        graph_rate = asyncio.run(saturated_over_http(str(client.base_url), users, options.at_once, deadline))
+        samples = asyncio.run(
+            load(
+                str(client.base_url),
+                2 * graph_rate,
+                options.seconds,
+                lambda n: {"user_id": users[n % len(users)], "k": K},
+                deadline,
+            )
+        )
+    return {
+        "bare engine, p50 ms": statistics.median(bare),
+        "graph, p50 ms": statistics.median(graph),
+        "graph over bare, p50 of differences ms": statistics.median(np.subtract(graph, bare).tolist()),
+        "bare engine at saturation, answers/s": bare_rate,
+        "graph at saturation, answers/s": graph_rate,
+        "graph / bare at saturation": graph_rate / bare_rate,
+        "all after scoring / scoring, p50": statistics.median(over),
+        "memory, idle": idle,
+        "overload": overload(samples),
+    }
+
+
+@contextmanager
+def service(bundle: Bundle, store: str) -> Iterator[httpx.Client]:
+    """The graph on a Ray of its own; ready."""
+    import ray
+    from ray import serve
+
+    from serve.app import application, vllm_student
+    from serve.settings import Settings
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = Settings(bundle.config, str(bundle.path), store)
+        serve.run(application(settings, vllm_student), name="rationale")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.2)
+            yield client
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def recorded(bundle: Bundle, store: str, engine: VllmStudent, users: Sequence[str]) -> dict[str, Calls]:
+    """What a request of each user asks the engine, in order; the engine has done it all once then."""
+    recorder = Recorder(engine)
+    serve = bundle.config.serve
+    retrieval, swing = DataRetrievalAgent(bundle, Store(store)), SwingAgent(bundle)
+    reasoning, reflection = ReasoningAgent(bundle, recorder), ReflectionAgent(serve, bundle.synthesis)
+    team = Team(
+        fetch=retrieval.fetch,
+        propose=swing.propose,
+        assemble=retrieval.assemble,
+        estimate=swing.estimate,
+        decide=reasoning.decide,
+        write=reasoning.write,
+        reconsider=reasoning.reconsider,
+        triggers=reflection.triggers,
+        synthesise=reflection.synthesise,
+        present=ExplanationAgent().present,
+        without=retrieval.without,
+        rethink=reasoning.rethink,
+    )
+    orchestrator, found = Orchestrator(team, serve, {}), {}
+    for user in users:
+        recorder.calls = []
+        asyncio.run(orchestrator.answer(Question(user_id=user, k=K)))
+        found[user] = recorder.calls
+    return found
+
+
+async def replay(engine: VllmStudent, calls: Calls) -> None:
+    for method, requests in calls:
+        await getattr(engine, method)(requests)
+
+
+async def saturated(work: Any, users: Sequence[str], at_once: int) -> float:
+    """Answers per second with so many at work all the time."""
+    waiting = iter([*users, *users])
+
+    async def one_after_the_other() -> None:
+        for user in waiting:
+            await work(user)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
+    return 2 * len(users) / (time.perf_counter() - began)
+
+
+async def saturated_over_http(base: str, users: Sequence[str], at_once: int, deadline_s: float) -> float:
+    async with httpx.AsyncClient(base_url=base, timeout=deadline_s + 5, trust_env=False) as client:
+
+        async def work(user: str) -> None:
+            while True:
+                answer = await client.post("/v1/recommendations", json={"user_id": user, "k": K})
+                if answer.status_code == 200:
+                    return
+                await asyncio.sleep(0.1)
+
+        return await saturated(work, users, at_once)
+
+
+def beyond_scoring(steps: list[dict[str, Any]]) -> float:
+    """Milliseconds of reasons, reflection and explanation over those of scoring all candidates."""
+    spent = Counter()
+    for step in steps:
+        spent[step["work"]] += step["ms"]
+    first = ("fetch", "propose", "assemble", "decide")
+    return sum(ms for work, ms in spent.items() if work not in first) / spent["decide"]
+
+
+def idle_memory() -> dict[str, float]:
+    """Megabytes that belong to one process alone: of the replicas, and with Ray's own processes."""
+    sizes: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            kind = "replicas" if "ServeReplica" in " ".join(process.cmdline()) else "Ray"
+            sizes[kind] += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return {name: round(size / 2**20) for name, size in sizes.items()}
+
+
+def overload(samples: list[Sample]) -> dict[str, Any]:
+    answered = [one.ms for one in samples if one.status == 200]
+    refused = [one for one in samples if one.status == 503]
+    return {
+        "requests": len(samples),
+        "by status": {str(k): n for k, n in sorted(Counter(one.status for one in samples).items())},
+        "degraded": sum(one.degraded for one in samples),
+        "answered p50 ms": round(float(np.percentile(answered, 50))) if answered else None,
+        "answered p99 ms": round(float(np.percentile(answered, 99))) if answered else None,
+        "refused p99 ms": round(float(np.percentile([o.ms for o in refused], 99))) if refused else None,
+        "refused with Retry-After": sum(one.retry_after for one in refused),
+    }
+
+
+if __name__ == "__main__":
+    main()

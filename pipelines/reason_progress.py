@@ -1,0 +1,91 @@
+"""How far the teacher is: rows, rate and time left, and every engine that was lost on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_app.logs import tell
+
+EVERY_S = 5.0
+
+
+@ray.remote(num_cpus=0)
+class _Counts:
+    def __init__(self) -> None:
+        self._rows = self._failed = self._accepted = 0
+        self._losses: list[str] = []
+
+    def add(self, rows: int, failed: int, accepted: int) -> None:
+        self._rows += rows
+        self._failed += failed
+        self._accepted += accepted
+
+    def lost(self, what: str) -> None:
+        self._losses.append(what)
+
+    def get(self) -> tuple[int, int, int, list[str]]:
+        """Rows so far, and the losses since the last call."""
+        losses, self._losses = self._losses, []
+        return self._rows, self._failed, self._accepted, losses
+
+
+class Tally:
+    """Counts rows over all workers."""
+
+    @staticmethod
+    def here() -> Any:
+        """An actor on the driver's own node, so that it outlives every other node."""
+        node = ray.get_runtime_context().get_node_id()
+        pinned: Any = _Counts.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        return pinned.remote()
+
+
+class Progress:
+    """Tells rows done, rate and time left every few seconds while rows come, and losses at once."""
+
+    def __init__(self, tally: Any, total: int, name: str):
+        self._tally, self._total, self._name = tally, total, name
+        self._told = -1
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._begin = self._last = time.monotonic()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            self._tell()
+
+    def _tell(self) -> None:
+        rows, failed, accepted, losses = ray.get(self._tally.get.remote())
+        for loss in losses:
+            tell(f"{self._name}: {loss}", event="engine lost")
+        now = time.monotonic()
+        if rows != self._told:
+            self._told, self._last = rows, now
+        elif now - self._last < 12 * EVERY_S:
+            return
+        rate = rows / (now - self._begin)
+        left = f"{max(0, self._total - rows) / rate:.0f} s left" if rows else "starting"
+        idle = f", none for {now - self._last:.0f} s" if now - self._last > 4 * EVERY_S else ""
+        tell(
+            f"{self._name}: {rows}/{self._total} rows, {accepted} accepted, {failed} failed, "
+            f"{rate:.1f} rows/s, {left}{idle}",
+            event="progress",
+            rows=rows,
+            of=self._total,
+            accepted=accepted,
+            failed=failed,
+            rows_per_s=round(rate, 2),
+        )

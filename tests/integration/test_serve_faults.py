@@ -1,0 +1,246 @@
+"""Real faults of the served graph, in real processes, while requests arrive: what is lost, for how long.
+
+Each test prints a line; `docs/reliability.md` holds a table of them. One session for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+
+from bench.load import Sample, load
+from tests.bundles import USERS_COUNT, Breakable, make_bundle, store_url
+
+pytestmark = pytest.mark.heavy
+DEADLINE_S = 10.0
+RATE, SECONDS, AFTER_S = 4.0, 30.0, 4.0
+AGENTS = ["Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"]
+
+
+class Service(NamedTuple):
+    base: str
+    folder: Path
+    client: httpx.Client
+
+    def ready(self, limit_s: float = 150.0) -> float:
+        """Seconds until /readyz says so."""
+        began = time.monotonic()
+        while True:
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return time.monotonic() - began
+            except httpx.HTTPError:
+                pass
+            assert time.monotonic() - began < limit_s, "not ready in time"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    import ray
+    from ray import serve
+
+    from serve.app import application
+    from serve.settings import Settings
+
+    folder = tmp_path_factory.mktemp("bundle")
+    bundle = make_bundle(folder, deadline_s=DEADLINE_S)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = str(Path(__file__).parents[2])
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = Settings(bundle.config, str(folder), store_url(folder))
+    serve.run(application(settings, lambda *_: Breakable(folder)), name="rationale")
+    base = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
+        made = Service(base, folder, client)
+        made.ready()
+        yield made
+    serve.shutdown()
+    ray.shutdown()
+
+
+def replicas(agent: str) -> list[psutil.Process]:
+    """Processes of this session that serve the agent."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "ServeReplica" in words and f":{agent}" in words:
+            found.append(process)
+    return found
+
+
+def kill(agent: str) -> None:
+    mine = replicas(agent)
+    assert mine, f"no replica of {agent}"
+    for process in mine:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def under_load(
+    service: Service, fault: Callable[[], Any], name: str, seconds: float = SECONDS
+) -> list[Sample]:
+    """Samples of a load in which the fault happens; every request was answered, or refused as a problem."""
+    body = lambda n: {"user_id": f"u{n % (USERS_COUNT - 1)}", "k": 2}  # noqa: E731
+    samples = asyncio.run(load(service.base, RATE, seconds, body, DEADLINE_S, {AFTER_S: fault}))
+    counts = {status: sum(one.status == status for one in samples) for status in {s.status for s in samples}}
+    bad = [one for one in samples if one.status != 200 or one.degraded]
+    last = max((one.due + one.ms / 1000 for one in bad), default=AFTER_S)
+    degraded = sum(one.degraded for one in samples)
+    print(
+        f"\n{name}: {len(samples)} requests, by status {counts}, degraded {degraded}, "
+        f"all well again {last - AFTER_S:.1f} s after the fault, slowest {max(s.ms for s in samples):.0f} ms"
+    )
+    assert set(counts) <= {200, 503}, counts
+    assert all(one.retry_after for one in samples if one.status == 503)
+    assert max(one.ms for one in samples) < 1000 * (DEADLINE_S + 1)
+    assert samples[-1].status == 200
+    return samples
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_that_is_killed_comes_back_and_nothing_hangs(service: Service, agent: str):
+    service.ready()
+    samples = under_load(service, lambda: kill(agent), f"kill -9 {agent}")
+    lost = sum(one.status != 200 for one in samples)
+    assert lost <= len(samples) // 2
+    if agent == "Reasoning":
+        assert any(one.degraded for one in samples)
+
+
+def test_an_ingress_that_is_killed_comes_back(service: Service):
+    service.ready()
+    body = lambda n: {"user_id": f"u{n % (USERS_COUNT - 1)}", "k": 2}  # noqa: E731
+    samples = asyncio.run(
+        load(service.base, RATE, SECONDS, body, DEADLINE_S, {AFTER_S: lambda: kill("Ingress")})
+    )
+    lost = [one for one in samples if one.status != 200]
+    last = max((one.due + one.ms / 1000 for one in lost), default=AFTER_S)
+    found = [one.status for one in lost]
+    print(
+        f"\nkill -9 Ingress: {len(samples)} requests, lost {found}, well again {last - AFTER_S:.1f} s after"
+    )
+    assert min(one.status for one in samples) >= 0
+    assert samples[-1].status == 200
+
+
+def test_a_hung_engine_is_done_without_and_then_replaced(service: Service):
+    service.ready()
+    samples = under_load(service, (service.folder / "hung").touch, "engine hung", seconds=16.0)
+    assert all(one.status == 200 for one in samples)
+    assert any(one.degraded for one in samples)
+    began, old = time.monotonic(), {one.pid for one in replicas("Reasoning")}
+    while old & {one.pid for one in replicas("Reasoning")}:
+        assert time.monotonic() - began < 240, "the hung replica was not replaced"
+        time.sleep(0.5)
+    print(f"\nengine hung: replica replaced {time.monotonic() - began:.0f} s after that load")
+    (service.folder / "hung").unlink()
+    service.ready()
+    answer = service.client.post("/v1/recommendations", json={"user_id": "u3", "k": 2})
+    assert not answer.json()["degraded"]
+
+
+def test_a_client_that_goes_ends_the_work_for_it(service: Service):
+    service.ready()
+    (service.folder / "dropped").unlink(missing_ok=True)
+    (service.folder / "hung").touch()
+    try:
+        headers = {"accept": "text/event-stream"}
+        with service.client.stream(
+            "POST", "/v1/recommendations", json={"user_id": "u3"}, headers=headers
+        ) as answer:
+            assert answer.status_code == 200
+            next(answer.iter_lines())
+        began = time.monotonic()
+        while not (service.folder / "dropped").exists():
+            assert time.monotonic() - began < 0.5 * DEADLINE_S, "the student still works for nobody"
+            time.sleep(0.05)
+        print(f"\nclient gone: its work was called off after {time.monotonic() - began:.2f} s")
+    finally:
+        (service.folder / "hung").unlink()
+
+
+def rate(service: Service, key: str, user: str = "u5") -> httpx.Response:
+    body = {"user_id": user, "item_id": "i7", "label": 1, "key": key}
+    return service.client.post("/v1/interactions", json=body)
+
+
+def test_an_acknowledged_interaction_survives_kill_9(service: Service):
+    service.ready()
+    known = [rate(service, f"k{n}", f"new{n}").status_code for n in range(5)]
+    kill("Retrieval")
+    assert known == [201] * 5
+    service.ready()
+    for n in range(5):
+        assert rate(service, f"k{n}", f"new{n}").json()["stored"] is False
+        assert service.client.get(f"/v1/users/new{n}").json()["count"] == 1
+
+
+def test_a_locked_store_refuses_feedback_in_time_and_goes_on_answering(service: Service):
+    service.ready()
+    with sqlite3.connect(service.folder / "store.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        answer = rate(service, "locked")
+        spent = time.monotonic() - began
+        well = service.client.post("/v1/recommendations", json={"user_id": "u6", "k": 2})
+        other.execute("ROLLBACK")
+    print(f"\nstore locked: {answer.status_code} after {spent:.1f} s, recommendations {well.status_code}")
+    assert (answer.status_code, well.status_code) == (503, 200)
+    assert "retry-after" in answer.headers
+    assert spent < 1.5 * DEADLINE_S
+    assert rate(service, "locked").status_code == 201
+
+
+def test_a_full_disk_refuses_feedback_and_goes_on_answering(service: Service):
+    service.ready()
+    (replica,) = replicas("Retrieval")
+    before = resource.prlimit(replica.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        answer = rate(service, "full")
+        well = service.client.post("/v1/recommendations", json={"user_id": "u8", "k": 2})
+    finally:
+        resource.prlimit(replica.pid, resource.RLIMIT_FSIZE, before)
+    print(f"\nstore full: {answer.status_code}, recommendations {well.status_code}")
+    assert (answer.status_code, well.status_code) == (503, 200)
+    assert rate(service, "full").status_code == 201
+
+
+def test_a_store_that_is_gone_acknowledges_nothing(service: Service):
+    service.ready()
+    files = [service.folder / f"store.sqlite{end}" for end in ("", "-wal", "-shm")]
+    assert rate(service, "before").status_code in (200, 201)
+    moved = [file.rename(file.with_name(f"moved-{file.name}")) for file in files if file.exists()]
+    answer = rate(service, "gone")
+    for file in files:
+        file.unlink(missing_ok=True)
+    for file in moved:
+        file.rename(file.with_name(file.name.removeprefix("moved-")))
+    print(f"\nstore gone: {answer.status_code}")
+    assert answer.status_code == 503
+    assert rate(service, "gone").json()["stored"] is True
+    assert rate(service, "before").json()["stored"] is False
