@@ -37,6 +37,8 @@ BUILDER = "serve.app:build"
 READY_S = 240.0
 SETTLE_S = 2.0
 """Time in which every proxy learns of a route."""
+TRIES = 3
+"""Of the first question: a machine that has just started a service may be too busy for its deadline."""
 KEPT = 3
 """Bundles kept of a run."""
 TROUBLED = ("UNHEALTHY", "DEPLOY_FAILED")
@@ -226,8 +228,12 @@ def ask(cluster: Cluster, k: int = 3, detail: str = "standard") -> Recommendatio
         if not users:
             raise LaunchError("the service knows no user: see the prepare stage's counts")
         request = {"user_id": users[0]["user_id"], "k": k, "detail": detail}
-        answer = _checked(service.post("/v1/recommendations", json=request))
-        return Recommendation.model_validate_json(answer.content)
+        for _ in range(TRIES):
+            answer = service.post("/v1/recommendations", json=request)
+            if answer.status_code not in (503, 504):
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
+        return Recommendation.model_validate_json(_checked(answer).content)
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

@@ -69,17 +69,19 @@ def facts(entry: Evidence) -> str:
     if entry.rating is None:
         return sign
     if entry.kind == "history":
-        return f"<r{_stars(entry.rating)}> {sign}"
-    return f"<a{_stars(entry.rating)}> {count_mark(entry.support)} {sign}"
+        return f"<r{_stars(entry.rating, entry.sign)}> {sign}"
+    return f"<a{_stars(entry.rating, entry.sign)}> {count_mark(entry.support)} {sign}"
 
 
 def stars(entry: Evidence) -> int | None:
     """The number on a rating mark, where it is the rating: None without one or on a longer scale."""
-    return None if entry.rating is None or not 0.5 <= entry.rating <= 5 else _stars(entry.rating)
+    return None if entry.rating is None or not 0.5 <= entry.rating <= 5 else _stars(entry.rating, entry.sign)
 
 
-def _stars(rating: float) -> int:
-    return min(5, max(1, round(rating)))
+def _stars(rating: float, sign: int) -> int:
+    """Rounded; a half goes the way of the sign, so that 3.5 where 4 is liked is not "disliked, a 4 of 5"."""
+    whole = math.floor(rating + 0.5) if sign > 0 else math.ceil(rating - 0.5)
+    return min(5, max(1, whole))
 
 
 def relation(entry: Evidence) -> str:

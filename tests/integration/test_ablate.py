@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from pipelines.ablate import ROWS, ablate, markdown
 from ray_app.artifacts import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,8 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     curves = json.loads((folder / "curves.json").read_text())
     for phase in ("answers", "language", "global", *experts):
         points = curves[phase]["curve"]
-        assert points[-1]["step"] == points[-1]["of"]
+        whole = phase in ("answers", "language")
+        assert points[-1]["step"] == points[-1]["of"] or (not whole and len(points) > config.train.patience)
         assert all(0 <= point["valid_auc"] <= 1 for point in points)
     student = folder / "student"
     adapters = {

@@ -88,6 +88,16 @@ def test_cards_copy_the_facts():
     }
 
 
+@pytest.mark.parametrize(
+    ("rating", "sign", "stars"),
+    [(3.5, -1, 3), (3.5, 1, 4), (2.5, 1, 3), (4.0, -1, 4), (0.5, -1, 1), (4.4, 1, 4)],
+)
+def test_half_a_star_goes_the_way_of_the_sign(rating, sign, stars):
+    entry = evidence("e1", "history", sign, rating=rating)
+    assert cards.stars(entry) == stars
+    assert f"<r{stars}>" in cards.evidence_card(entry)
+
+
 def test_a_card_says_where_its_evidence_speaks_against_the_answer():
     for entry in usual().evidence:
         assert [cards.AGAINST in cards.evidence_card(entry, answer) for answer in (True, False)] == [
