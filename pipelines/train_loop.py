@@ -10,6 +10,7 @@ An adapter's phase stops early on the UAUC of validation rows and keeps its best
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -29,14 +30,14 @@ from ray_app.config import Config, TrainConfig
 from ray_app.evaluation.ranking import uauc
 from ray_app.student.batching import Sequence, batches, collate, plan, sizes
 from ray_app.student.model import SOFT_NAMES, Batch, Student, trainable
-from ray_app.student.phases import LANGUAGE, Phase, build, load_tokenizer, optimizer, phases, save
+from ray_app.student.phases import ANSWERS, LANGUAGE, Phase, build, load_tokenizer, optimizer, phases, save
 from ray_app.student.stopping import EarlyStopping
 from ray_app.telemetry import Telemetry
 
 DONE = "done.json"
 PLACE = "place"
 """Name of the file in which a rank says what its checkpoint is of."""
-REPLAYED = 4
+REPLAYED = 2
 """One short Yes/No row in so many comes again among the reasoning rows, lest the answers be forgotten."""
 CURVE_POINTS = 6
 """Validation points per phase."""
@@ -49,6 +50,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     import deepspeed
     import ray.train
 
+    # Ray would tell of every checkpoint in two long lines; what a person follows are the points of the curve.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     config = Config.model_validate(settings["config"])
     folder, context = Path(settings["folder"]), ray.train.get_context()
     torch.set_num_threads(config.train.threads)
@@ -72,15 +75,17 @@ class Data:
         self.widths = {
             name: int(value.shape[1]) if reads_all else SCALARS[name] for name, value in self.vectors.items()
         }
+        self.passes = config.student.bootstrap.answer_passes
         self.examples = read_tokens(folder / "tokens" / "examples")
         self.valid = [item for item, _ in read_tokens(folder / "tokens" / "valid")]
         corpus = folder / "tokens" / "corpus"
         self.corpus = [item for item, _ in read_tokens(corpus)] if corpus.exists() else []
 
     def of(self, phase: Phase) -> list[Sequence]:
-        if phase.whole:
-            rows = [item for item, _ in self.examples if item.reasoned == (phase.name == LANGUAGE)]
-            return [*self.corpus[:: REPLAYED if phase.name == LANGUAGE else 1], *rows]
+        if phase.name == ANSWERS:
+            return self.corpus * self.passes + [item for item, _ in self.examples if not item.reasoned]
+        if phase.name == LANGUAGE:
+            return self.corpus[::REPLAYED] + [item for item, _ in self.examples if item.reasoned]
         return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
 
 

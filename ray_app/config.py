@@ -231,8 +231,9 @@ class BootstrapConfig(Section):
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=3, ge=1)
     vocab: int = Field(default=2000, ge=300)
-    answer_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the Yes/No rows: all training rows as short prompts, and those of the mix."""
+    answer_passes: int = Field(default=1, ge=1)
+    """Passes over all training rows as short Yes/No prompts; the mix's Yes/No rows are shown once among
+    them, since a small model soon knows long prompts by heart."""
     language_epochs: float = Field(default=2.0, gt=0)
     """Passes over the reasoning rows, from there: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -287,6 +288,9 @@ class TrainConfig(Section):
     """Passes of the global adapter over the mix."""
     expert_epochs: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0)
+    """Of the adapters; experts take half of it."""
+    projector_learning_rate: float = Field(default=2e-3, gt=0)
+    """Of the projector, beside the global adapter. It reads numbers only, so it bears more than text does."""
     weight_decay: float = Field(default=0.1, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     loss_rec: LossWeights = LossWeights(answer=0.9, text=0.1)

@@ -140,7 +140,6 @@ def small_config(inputs: Path, **train: object) -> Config:
                 "heads": 1,
                 "layers": 1,
                 "vocab": 600,
-                "answer_epochs": 0.6,
                 "language_epochs": 0.6,
             },
             "max_length": 384,

@@ -107,8 +107,8 @@ def work_of(config: Config, size: Size) -> Work:
     mix = recs * tokens.dropped + reasons * tokens.reasoned
     phases = {"global": train.epochs * mix, "experts": train.expert_epochs * mix}
     if corpus:
-        answers = own.answer_epochs * (corpus * tokens.bare + recs * tokens.dropped)
-        language = own.language_epochs * (reasons * tokens.reasoned + corpus * tokens.bare / 4)
+        answers = own.answer_passes * corpus * tokens.bare + recs * tokens.dropped
+        language = own.language_epochs * (reasons * tokens.reasoned + corpus * tokens.bare / 2)
         phases = {"answers": answers, "language": language} | phases
     return Work(
         train_rows=train_rows,

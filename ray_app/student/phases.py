@@ -43,6 +43,8 @@ class Phase:
     """The phase whose base, projector and adapter it starts from, as far as it has them."""
     cluster: int | None = None
     """Only rows of this cluster's users."""
+    projector_rate: float | None = None
+    """AdamW's learning rate for the projector, where it has one of its own."""
     matrix_rate: float | None = None
     """Learning rate of Muon for the matrices inside the transformer; None leaves them to AdamW."""
 
@@ -62,9 +64,10 @@ def phases(config: Config, clusters: int) -> list[Phase]:
     if config.student.base is None:
         own, source = config.student.bootstrap, LANGUAGE
         rates = {"learning_rate": own.learning_rate, "matrix_rate": own.matrix_learning_rate}
-        found.append(Phase(ANSWERS, own.answer_epochs, **rates))
+        found.append(Phase(ANSWERS, 1.0, **rates))
         found.append(Phase(LANGUAGE, own.language_epochs, source=ANSWERS, **rates))
-    found.append(Phase(GLOBAL, train.epochs, train.learning_rate, source))
+    projector_rate = train.projector_learning_rate
+    found.append(Phase(GLOBAL, train.epochs, train.learning_rate, source, projector_rate=projector_rate))
     for number in range(clusters):
         expert = Phase(f"expert-{number}", train.expert_epochs, train.learning_rate / 2, GLOBAL, number)
         found.append(expert)
@@ -127,7 +130,12 @@ def optimizer(phase: Phase, student: Student, weight_decay: float) -> torch.opti
     """
     parameters = [p for p in student.parameters() if p.requires_grad]
     if phase.matrix_rate is None:
-        return torch.optim.AdamW(parameters, phase.learning_rate, BETAS, weight_decay=weight_decay)
+        projector = [p for p in student.projector.parameters() if p.requires_grad]
+        rest = [p for p in parameters if not any(p is other for other in projector)]
+        groups = [{"params": rest, "lr": phase.learning_rate}]
+        if projector:
+            groups.append({"params": projector, "lr": phase.projector_rate or phase.learning_rate})
+        return torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     matrices = [p for p in student.lm.model.layers.parameters() if p.ndim == 2]

@@ -217,7 +217,6 @@ MEASURED = {
 }
 MEASURED_COUNTS = {"traces": 11_848, "accepted": 5_996, "reason_examples": 5_996, "rec_examples": 23_984}
 SHORT_TRAINING = (
-    "student.bootstrap.answer_epochs=0.2",
     "student.bootstrap.language_epochs=0.2",
     "train.epochs=0.1",
     "train.expert_epochs=0.1",

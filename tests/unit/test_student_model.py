@@ -267,7 +267,16 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
     assert all(p.ndim == 2 for p in matrices["params"])
     counted = sum(p.numel() for group in (matrices, rest) for p in group["params"])
     assert counted == sum(p.numel() for p in model.parameters())
-    assert isinstance(optimizer(Phase("global", 1, 1e-3), model, 0.1), torch.optim.AdamW)
+
+
+def test_adamw_gives_the_projector_a_rate_of_its_own_and_none_where_it_is_frozen():
+    model, phase = student(lora=True), Phase("global", 1, 1e-3, projector_rate=2e-3)
+    adapter, projector = optimizer(phase, model, 0.1).param_groups
+    assert (adapter["lr"], projector["lr"]) == (1e-3, 2e-3)
+    assert sum(p.numel() for p in projector["params"]) == trainable(model.projector)
+    assert sum(p.numel() for p in adapter["params"]) == trainable(model) - trainable(model.projector)
+    model.projector.requires_grad_(False)
+    assert len(optimizer(Phase("expert-0", 1, 1e-3), model, 0.1).param_groups) == 1
 
 
 def test_building_a_phase_twice_gives_the_same_start(tmp_path):
