@@ -215,7 +215,7 @@ def tokenize(config: Config, run: Run, local: Path, name: str, of_user: np.ndarr
 
 
 def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     train = config.train
@@ -244,6 +244,8 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
             storage_path=str(local),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # What a person follows are the points of the curve, not two long lines for every checkpoint.
+            logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": QUIET if train.use_gpu else QUIET | MALLOC},
         ),
     )

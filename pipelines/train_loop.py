@@ -10,7 +10,6 @@ An adapter's phase stops early on the UAUC of validation rows and keeps its best
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -37,8 +36,6 @@ from ray_app.telemetry import Telemetry
 DONE = "done.json"
 PLACE = "place"
 """Name of the file in which a rank says what its checkpoint is of."""
-REPLAYED = 2
-"""One short Yes/No row in so many comes again among the reasoning rows, lest the answers be forgotten."""
 CURVE_POINTS = 6
 """Validation points per phase."""
 CURVE_ROWS = 500
@@ -50,8 +47,6 @@ def train_loop(settings: dict[str, Any]) -> None:
     import deepspeed
     import ray.train
 
-    # Ray would tell of every checkpoint in two long lines; what a person follows are the points of the curve.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     config = Config.model_validate(settings["config"])
     folder, context = Path(settings["folder"]), ray.train.get_context()
     torch.set_num_threads(config.train.threads)
@@ -85,8 +80,9 @@ class Data:
         if phase.name == ANSWERS:
             return self.corpus * self.passes + [item for item, _ in self.examples if not item.reasoned]
         if phase.name == LANGUAGE:
-            return self.corpus[::REPLAYED] + [item for item, _ in self.examples if item.reasoned]
-        return [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
+            return [item for item, _ in self.examples if item.reasoned]
+        own = [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
+        return own if phase.warm else self.corpus + own
 
 
 def read_tokens(folder: Path) -> list[tuple[Sequence, int]]:

@@ -105,10 +105,10 @@ def work_of(config: Config, size: Size) -> Work:
     valid = min(train.valid_rows, round(size.interactions * config.data.split.valid))
     corpus = 0 if config.student.base else train_rows
     mix = recs * tokens.dropped + reasons * tokens.reasoned
-    phases = {"global": train.epochs * mix, "experts": train.expert_epochs * mix}
+    phases = {"global": train.epochs * (mix + corpus * tokens.bare), "experts": train.expert_epochs * mix}
     if corpus:
         answers = own.answer_passes * corpus * tokens.bare + recs * tokens.dropped
-        language = own.language_epochs * (reasons * tokens.reasoned + corpus * tokens.bare / 2)
+        language = own.language_epochs * reasons * tokens.reasoned
         phases = {"answers": answers, "language": language} | phases
     return Work(
         train_rows=train_rows,

@@ -4,13 +4,14 @@ Each phase is a model with some parameters trainable, a set of sequences and a n
 leaves is small (a base, or an adapter and a projector) and is what the next phase starts from.
 
     answers     all parameters     short Yes/No rows, then those of the mix         -> base/, projector.pt
-    language    all parameters     the mix's reasoning rows, short rows among them  -> base/, projector.pt
-    global      LoRA, projector    the mix                                          -> adapter/, projector.pt
+    language    all parameters     the mix's reasoning rows                         -> base/, projector.pt
+    global      LoRA, projector    the mix, and after a base of our own short rows  -> adapter/, projector.pt
     expert-N    LoRA               the mix of cluster N's users, from the global one -> adapter/
 
 The first two make a base where the config names none. They follow each other because they need different
 things: answers are learnt in a few hundred steps, and steps on them in between hold up the attention heads
-that copy facts from a prompt, which take thousands.
+that copy facts from a prompt, which take thousands. Language costs some of the answers again; the global
+adapter, which leaves the copying alone, learns them anew.
 """
 
 from __future__ import annotations
