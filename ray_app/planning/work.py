@@ -70,6 +70,7 @@ def student_shape(config: Config) -> Architecture:
 def tokens_of(config: Config) -> Tokens:
     prompt, pretrained = config.prompt, value("pretrained_chars")
     per_token = pretrained if config.student.base else value("bootstrap_chars")
+    per_word = pretrained if config.student.base else value("bootstrap_text_chars")
     sections = (
         prompt.history * value("history_chars")
         + prompt.neighbours * value("similar_chars")
@@ -85,8 +86,8 @@ def tokens_of(config: Config) -> Tokens:
         bare=bare / per_token,
         dropped=(bare + kept * sections) / per_token,
         target=bare / per_token,
-        explain=(value("explain_chars") + evidence * entry) / per_token,
-        reason=value("reason_chars") / per_token,
+        explain=(value("explain_chars") + evidence * entry) / per_word,
+        reason=value("reason_chars") / per_word,
         teacher_prompt=(value("teacher_chars") + lines * value("teacher_entry_chars")) / pretrained,
         teacher_answer=value("answer_share") * config.reason.max_tokens,
     )
@@ -119,7 +120,10 @@ def work_of(config: Config, size: Size) -> Work:
         rec_examples=recs,
         contexts=recs + valid + corpus,
         sequences=recs + reasons + valid + corpus,
-        phases={name: count * value("padding") for name, count in phases.items()},
+        phases={
+            name: count * (value("padding") if name == "language" else value("padding_users"))
+            for name, count in phases.items()
+        },
         swing_steps=sum(swing_steps(config, size, share) for share in snapshot_shares(config)),
         tokens=tokens,
     )

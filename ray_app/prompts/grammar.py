@@ -1,7 +1,8 @@
 """What the student may write: cards only as the evidence has them, sentences that cite their card.
 
 The choice of evidence and of the words is the model's; a card's facts are copied by force, so a sentence
-cannot begin from a rating or a shared feature that is not there.
+cannot begin from a rating or a shared feature that is not there, and the only numbers it can hold are those
+of its card's entry.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ray_app.prompts.cards import conclusion_card, evidence_card
+from ray_app.prompts.cards import conclusion_card, evidence_card, own_features, shared_features, stars
 from ray_app.records import Context, Evidence
 
-_WORDS = r"([^()\[\]<>\n.…]|\.[0-9]|\. [A-Z])"
-"""Text without marks, in which a dot is one of a number or ends a sentence that another one follows."""
+_LETTER = r"[^()\[\]<>\n.…0-9]"
+_WORDS = rf"({_LETTER}|\. [A-Z])"
+"""Text without marks and numbers, in which a dot only stands between sentences."""
 
 
 def reasoning_regex(context: Context, answer: bool) -> str:
@@ -36,7 +38,19 @@ def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
 
 
 def _step(entry: Evidence, answer: bool) -> str:
-    return f" {_literal(evidence_card(entry, answer))}{_WORDS}+\\[{entry.id}\\]{_WORDS}*\\."
+    own = f"({_LETTER}|\\. [A-Z]| ({'|'.join(map(_literal, _numbers(entry)))}))"
+    return f" {_literal(evidence_card(entry, answer))}{own}+\\[{entry.id}\\]{own}*\\."
+
+
+def _numbers(entry: Evidence) -> list[str]:
+    """What may be said in digits: rating or share, support, the scale, and features that hold a digit."""
+    found = {str(entry.support), *(name for name in own_features(entry) + shared_features(entry))}
+    if entry.rating is not None and entry.kind == "crowd":
+        tenths, percent = round(10 * entry.rating), round(100 * entry.rating)
+        found |= {"10", str(tenths), f"{percent}%", str(round(entry.rating * entry.support))}
+    elif entry.rating is not None:
+        found |= {"5", "10", str(stars(entry)), f"{entry.rating:g}", f"{entry.rating:.1f}"}
+    return sorted(name for name in found if any(sign.isdigit() for sign in name))
 
 
 def _some(first: list[str], second: list[str]) -> list[str]:
