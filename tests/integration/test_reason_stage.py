@@ -293,8 +293,8 @@ class Planted:
 
 
 def test_a_label_planted_in_the_context_stops_the_stage(fresh, inputs):
-    # Every row of the first shard is looked at before a shard is written.
-    config = configure(inputs, shard_rows=400, batch_size=400, fraction=0.25)
+    # One shard: every row of a shard is looked at before it is written.
+    config = configure(inputs, shard_rows=400, batch_size=400, fraction=0.16)
     with pytest.raises(
         DataError, match=r'^the prompts give the answer away: \d+ rows have ".+", of which \d+% are'
     ):
