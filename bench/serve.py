@@ -171,20 +171,7 @@ def recorded(bundle: Bundle, store: str, engine: VllmStudent, users: Sequence[st
     serve = bundle.config.serve
     retrieval, swing = DataRetrievalAgent(bundle, Store(store)), SwingAgent(bundle)
     reasoning, reflection = ReasoningAgent(bundle, recorder), ReflectionAgent(serve, bundle.synthesis)
-    team = Team(
-        fetch=retrieval.fetch,
-        propose=swing.propose,
-        assemble=retrieval.assemble,
-        estimate=swing.estimate,
-        decide=reasoning.decide,
-        write=reasoning.write,
-        reconsider=reasoning.reconsider,
-        triggers=reflection.triggers,
-        synthesise=reflection.synthesise,
-        present=ExplanationAgent().present,
-        without=retrieval.without,
-        rethink=reasoning.rethink,
-    )
+    team = Team.of(retrieval, swing, reasoning, reflection, ExplanationAgent())
     orchestrator, found = Orchestrator(team, serve, {}), {}
     for user in users:
         recorder.calls = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -28,23 +29,10 @@ def make_front(bundle: Bundle, student: StudentEngine, **changed: object) -> Fro
     serve = bundle.config.serve
     retrieval, swing = DataRetrievalAgent(bundle, Store(store_url(bundle.path))), SwingAgent(bundle)
     reasoning, reflection = ReasoningAgent(bundle, student), ReflectionAgent(serve, bundle.synthesis)
-    team = {
-        "fetch": retrieval.fetch,
-        "propose": swing.propose,
-        "assemble": retrieval.assemble,
-        "estimate": swing.estimate,
-        "decide": reasoning.decide,
-        "write": reasoning.write,
-        "reconsider": reasoning.reconsider,
-        "triggers": reflection.triggers,
-        "synthesise": reflection.synthesise,
-        "present": ExplanationAgent().present,
-        "without": retrieval.without,
-        "rethink": reasoning.rethink,
-    }
+    team = Team.of(retrieval, swing, reasoning, reflection, ExplanationAgent())
     versions = {"rationale": "test", "bundle": bundle.version}
     return Front(
-        orchestrator=Orchestrator(Team(**(team | changed)), serve, versions),  # type: ignore[arg-type]
+        orchestrator=Orchestrator(replace(team, **changed), serve, versions),  # pyright: ignore[reportArgumentType]
         profile=retrieval.profile,
         users=retrieval.users,
         item=retrieval.item,

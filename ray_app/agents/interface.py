@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -152,3 +152,21 @@ class Team:
     """View, items, per item the rated items to forget: what would be known of each then."""
     rethink: Callable[[Dossier, Dossier], Awaitable[list[float]]]
     """Dossier, what would be known otherwise: calibrated P(yes) of that by the adapters of the first."""
+
+    @classmethod
+    def of(cls, retrieval: Any, swing: Any, reasoning: Any, reflection: Any, explanation: Any) -> Team:
+        """The team of the five agents in this process."""
+        return cls(
+            fetch=retrieval.fetch,
+            propose=swing.propose,
+            assemble=retrieval.assemble,
+            estimate=swing.estimate,
+            decide=reasoning.decide,
+            write=reasoning.write,
+            reconsider=reasoning.reconsider,
+            triggers=reflection.triggers,
+            synthesise=reflection.synthesise,
+            present=explanation.present,
+            without=retrieval.without,
+            rethink=reasoning.rethink,
+        )

@@ -56,15 +56,8 @@ def render(metrics: dict[str, Any], samples: list[dict[str, Any]], out: Path) ->
 
 def to_html(metrics: Metrics, samples: list[Sample]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"num": number, "count": count, "percent": percent, "metric": metric_name}
-    environment.filters |= {"counts": counts}
+    environment = page_environment(Path(__file__).parent)
+    environment.filters |= {"num": number, "metric": metric_name, "counts": counts}
     environment.filters |= {"cited_parts": cited_parts, "cited_evidence": cited_evidence, "fact": fact}
     template = environment.get_template("report.html.jinja")
     return template.render(
@@ -76,6 +69,19 @@ def to_html(metrics: Metrics, samples: list[Sample]) -> str:
         best=_champion(metrics),
         charts=_charts(metrics),
     )
+
+
+def page_environment(folder: Path) -> Environment:
+    """Jinja for the pages of a run, whose templates lie in `folder`: escaped, strict, with plain numbers."""
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "percent": percent}
+    return environment
 
 
 def number(value: float | None, digits: int = 3) -> str:
