@@ -38,7 +38,7 @@ from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.config import Config
 from ray_app.errors import DataError, EngineError
 from ray_app.records import TRACES, Trace
-from ray_app.student.experts import cluster_users
+from ray_app.student.experts import cluster_by_last_row
 from ray_app.teacher.curation import Curator
 from ray_app.teacher.page import to_html
 from ray_app.teacher.quality import Quality, Samples
@@ -151,15 +151,11 @@ def choose(config: Config, run: Run) -> tuple[list[tuple[int, bool]], dict[int, 
 
 def user_clusters(config: Config, run: Run, rows: pl.DataFrame) -> np.ndarray:
     """Cluster of each user code by the collaborative vector at the user's last training row; else -1."""
+    number = min(config.reason.clusters, rows.filter(pl.col("split") == "train")["user"].n_unique() - 1)
+    if number < 2:
+        return np.full(int(rows["user"].max()) + 1, -1, np.int32)  # pyright: ignore[reportArgumentType]
     vectors = np.load(run.stage("encode").local() / "user.npy", mmap_mode="r")
-    train = rows.filter(pl.col("split") == "train")
-    last = train.group_by("user").agg(pl.col("row_id").max()).sort("user")
-    known = np.asarray(vectors[last["row_id"].to_numpy()])
-    clusters = np.full(int(rows["user"].max()) + 1, -1)  # pyright: ignore[reportArgumentType]
-    number = min(config.reason.clusters, len(known) - 1)
-    if number > 1:
-        clusters[last["user"].to_numpy()] = cluster_users(known, number, number, config.seed).assign(known)
-    return clusters
+    return cluster_by_last_row(rows, vectors, number, number, config.seed)[1]
 
 
 def _to_retry(folder: Folder, shards: list[dict], attempt: int) -> Iterator[dict]:

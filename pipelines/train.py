@@ -32,7 +32,7 @@ from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt, rea
 from ray_app.records import Context, Trace
 from ray_app.student import calibration
 from ray_app.student.batching import check_lengths, sequence
-from ray_app.student.experts import GLOBAL, Clusters, cluster_users, gate_logits
+from ray_app.student.experts import GLOBAL, Clusters, cluster_by_last_row, gate_logits
 from ray_app.student.phases import LANGUAGE, PROJECTOR, load_tokenizer
 from ray_app.student.publishing import worth_publishing
 from ray_app.student.tokens import NO, YES, train_tokenizer
@@ -91,26 +91,14 @@ def train_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     local = folder.local()
     users = pl.read_parquet(run.stage("prepare").path("interactions.parquet"))
     vectors = np.load(run.stage("encode").local() / "user.npy", mmap_mode="r")
-    clusters, of_user = cluster_stage(config, users, vectors, local)
+    low, high = config.train.min_experts, config.train.max_experts
+    clusters, of_user = cluster_by_last_row(users, vectors, low, high, config.seed)
     if config.student.base is None and not (local / "tokenizer").exists():
         bootstrap_tokenizer(config, run, local)
     for name in ("examples", "valid", *(["corpus"] if config.student.base is None else [])):
         tokenize(config, run, local, name, of_user)
     fit(config, run, local, len(clusters.names))
     return finish(config, run, local, clusters, of_user, vectors)
-
-
-def cluster_stage(
-    config: Config, rows: pl.DataFrame, vectors: np.ndarray, local: Path
-) -> tuple[Clusters, np.ndarray]:
-    """Clusters of training users by their vector at their last training row; cluster of each user code."""
-    train = rows.filter(pl.col("split") == "train")
-    last = train.group_by("user", maintain_order=True).agg(pl.col("row_id").max()).sort("user")
-    known = np.asarray(vectors[last["row_id"].to_numpy()])
-    clusters = cluster_users(known, config.train.min_experts, config.train.max_experts, config.seed)
-    of_user = np.full(int(rows["user"].max()) + 1, -1, np.int32)  # pyright: ignore[reportArgumentType]
-    of_user[last["user"].to_numpy()] = clusters.assign(known)
-    return clusters, of_user
 
 
 def bootstrap_tokenizer(config: Config, run: Run, local: Path) -> None:

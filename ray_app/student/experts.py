@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import polars as pl
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
@@ -61,6 +62,23 @@ class Clusters:
 
     def save(self, file: BinaryIO) -> None:
         np.savez(file, mean=self.mean, scale=self.scale, centres=self.centres, silhouette=self.silhouette)
+
+
+def cluster_by_last_row(
+    rows: pl.DataFrame, vectors: np.ndarray, low: int, high: int, seed: int
+) -> tuple[Clusters, np.ndarray]:
+    """Clusters of the training users by their vector at their last training row; cluster of each user code.
+
+    rows: interactions as stage prepare writes them; vectors [n_rows, width], by row_id. Users without a
+    training row are in cluster -1.
+    """
+    train = rows.filter(pl.col("split") == "train")
+    last = train.group_by("user", maintain_order=True).agg(pl.col("row_id").max()).sort("user")
+    known = np.asarray(vectors[last["row_id"].to_numpy()])
+    clusters = cluster_users(known, low, high, seed)
+    of_user = np.full(int(rows["user"].max()) + 1, -1, np.int32)  # pyright: ignore[reportArgumentType]
+    of_user[last["user"].to_numpy()] = clusters.assign(known)
+    return clusters, of_user
 
 
 def cluster_users(
