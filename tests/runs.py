@@ -107,13 +107,17 @@ def make_run(folder: Folder, frame: pl.DataFrame, config: Config = CONFIG) -> Ru
     return run
 
 
-def write_inputs(folder: Path, n_users: int = 60, n_items: int = 80, n_rows: int = 3000) -> None:
-    """Interactions and items as CSV files: users who like one of five genres, more or less."""
+def write_inputs(
+    folder: Path, n_users: int = 60, n_items: int = 80, n_rows: int = 3000, fond: float | None = 0.7
+) -> None:
+    """Interactions and items as CSV files: users who like one of five genres, a share `fond` of them."""
     rng = np.random.default_rng(3)
     pairs = rng.permutation(n_users * n_items)[:n_rows]
     users, items = pairs // n_items, pairs % n_items
-    fond = rng.random(n_users)[users] < 0.7
-    rating = np.where((users % 5 == items % 5) & fond, 5, rng.integers(1, 6, n_rows))
+    loves = users % 5 == items % 5
+    if fond is not None:
+        loves &= rng.random(n_users)[users] < fond
+    rating = np.where(loves, 5, rng.integers(1, 6, n_rows))
     rows = [f"u{u},i{i},{1000 + n},{r}" for n, (u, i, r) in enumerate(zip(users, items, rating, strict=True))]
     (folder / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n" + "\n".join(rows) + "\n")
     films = [f"i{i},Film {i} ({1990 + i % 9}),{GENRES[i % 5]}|{GENRES[i % 3]}" for i in range(n_items)]

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import psutil
 import pytest
@@ -22,6 +21,7 @@ import ray
 from pipelines import encode, prepare, reason, swing
 from ray_app.artifacts import Run, execute
 from ray_app.config import Config, validate
+from tests.runs import write_inputs
 
 pytestmark = pytest.mark.heavy
 USERS, ITEMS, ROWS = 60, 50, 3000
@@ -39,15 +39,7 @@ def ray_session():
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    rng = np.random.default_rng(3)
-    pairs = rng.permutation(USERS * ITEMS)[:ROWS]
-    users, items = pairs // ITEMS, pairs % ITEMS
-    rating = np.where(users % 5 == items % 5, 5, rng.integers(1, 6, ROWS))
-    rows = [f"u{u},i{i},{1000 + n},{r}" for n, (u, i, r) in enumerate(zip(users, items, rating, strict=True))]
-    (folder / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n" + "\n".join(rows) + "\n")
-    genres = ["Action", "Comedy", "Drama", "Sci-Fi", "War"]
-    films = [f"i{i},Film {i} ({1990 + i % 9}),{genres[i % 5]}|{genres[i % 3]}" for i in range(ITEMS)]
-    (folder / "items.csv").write_text("item_id,title,features\n" + "\n".join(films) + "\n")
+    write_inputs(folder, USERS, ITEMS, ROWS, fond=None)
     return folder
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -24,10 +23,10 @@ from ray_app.errors import DataError, EngineError
 from ray_app.records import TRACES, Context, Trace
 from ray_app.teacher.selection import MIN_EARLIER
 from ray_app.teacher.verification import bare, check, step_problem
+from tests.runs import write_inputs
 
 pytestmark = pytest.mark.slow
 N_USERS, N_ITEMS, N_ROWS = 60, 50, 3000
-GENRES = ["Action", "Comedy", "Drama", "Sci-Fi", "War"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,14 +55,7 @@ def configure(inputs, **reasoning) -> Config:
 def inputs(tmp_path_factory):
     """Users who like one of five genres, in files."""
     folder = tmp_path_factory.mktemp("inputs")
-    rng = np.random.default_rng(3)
-    pairs = rng.permutation(N_USERS * N_ITEMS)[:N_ROWS]
-    users, items = pairs // N_ITEMS, pairs % N_ITEMS
-    rating = np.where(users % 5 == items % 5, 5, rng.integers(1, 6, N_ROWS))
-    rows = [f"u{u},i{i},{1000 + n},{r}" for n, (u, i, r) in enumerate(zip(users, items, rating, strict=True))]
-    (folder / "interactions.csv").write_text("user_id,item_id,timestamp,rating\n" + "\n".join(rows) + "\n")
-    films = [f"i{i},Film {i} ({1990 + i % 9}),{GENRES[i % 5]}|{GENRES[i % 3]}" for i in range(N_ITEMS)]
-    (folder / "items.csv").write_text("item_id,title,features\n" + "\n".join(films) + "\n")
+    write_inputs(folder, N_USERS, N_ITEMS, N_ROWS, fond=None)
     return folder
 
 
