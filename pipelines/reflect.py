@@ -103,7 +103,7 @@ class Doubted:
     places: np.ndarray
     """int [n], where they are among the rows that were scored."""
     features: np.ndarray
-    """float64 [n, 6], see `agents.synthesis`."""
+    """float64 [n, 7], see `agents.synthesis`."""
     triggers: dict[str, int]
     """How many of them each cause applies to."""
 

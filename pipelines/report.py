@@ -20,8 +20,8 @@ from ray_app.errors import cli
 from ray_app.evaluation.report import render
 
 
-def write_report(config: Config, run: Run) -> Path:
-    """Render the report; needs stage evaluate. Returns the page's path."""
+def write_report(config: Config, run: Run, out: Path | None = None) -> Path:
+    """Render the report into `out`, or `<run>/report`; needs stage evaluate. Returns the page's path."""
     manifests = {
         name: run.stage(name).read_json(MANIFEST) for name in STAGES if run.stage(name).exists(MANIFEST)
     }
@@ -49,7 +49,7 @@ def write_report(config: Config, run: Run) -> Path:
         ],
         "system": system_section(run, manifests["train"]),
     }
-    return render(metrics, evaluate.read_json("samples.json"), run.folder.local() / "report")
+    return render(metrics, evaluate.read_json("samples.json"), out or run.folder.local() / "report")
 
 
 def data_section(config: Config, run: Run, counts: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import lightgbm
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipelines.contexts import ContextSource
 from ray_app.artifacts import Run
+from ray_app.collab.regression import Regression
 from ray_app.errors import DataError
 from ray_app.evaluation.baselines import ItemModel, cosine, ease, tuned
 from ray_app.student.model import SOFT_NAMES
@@ -62,8 +60,7 @@ def fitted(
     def table(of: np.ndarray) -> np.ndarray:
         return np.hstack([vectors[name][of] for name in SOFT_NAMES])
 
-    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    regression.fit(table(train), labels)
+    regression = Regression.fit({name: vectors[name][train] for name in SOFT_NAMES}, labels)
     trees = lightgbm.LGBMClassifier(
         n_estimators=150,
         learning_rate=0.05,
@@ -74,10 +71,9 @@ def fitted(
         n_jobs=2,
         verbose=-1,
     ).fit(table(train), labels)
-    features = table(rows)
     return {
-        "logistic regression": regression.predict_proba(features)[:, 1],
-        "trees": np.asarray(trees.predict_proba(features))[:, 1],
+        "logistic regression": regression.p_yes({name: vectors[name][rows] for name in SOFT_NAMES}),
+        "trees": np.asarray(trees.predict_proba(table(rows)))[:, 1],
     }
 
 

@@ -2,9 +2,11 @@
 
     bundle.json         version, config, experts, and `cut`: the last timestamp it has seen
     model/              a bootstrapped base LM         adapters/<name>@<version>/   LoRA adapters
-    projector.pt        clusters.npz                   calibration.json    synthesis.json
+    projector.pt        clusters.npz                   calibration.json
+    regression.npz      synthesis.json
     items.parquet       users.parquet                  histories.npz
     state.npz           latent.npy                     swing/   item neighbours and user index
+    report/             the report of the run as published: metrics.json, report.html, plots
 
 Adapter folders and names carry the version: engines key their prefix cache on the name.
 """
@@ -21,6 +23,7 @@ from ray_app.agents.synthesis import Weights
 from ray_app.artifacts import Folder
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
+from ray_app.collab.regression import Regression
 from ray_app.collab.rolling import ItemState, user_rate
 from ray_app.config import Config, validate
 from ray_app.errors import ArtifactError, NotFoundError
@@ -29,10 +32,13 @@ from ray_app.student.experts import GLOBAL, Choice, Clusters, choose
 from ray_app.swing.snapshots import load_snapshot
 
 MANIFEST = "bundle.json"
+REPORT = "report"
+"""Folder of the run's report in a published bundle; the service does without."""
 SYNTHESIS = "synthesis.json"
+REGRESSION = "regression.npz"
 FILES = (
     "items.parquet", "users.parquet", "histories.npz", "state.npz", "latent.npy", "clusters.npz",
-    "calibration.json", SYNTHESIS,
+    "calibration.json", REGRESSION, SYNTHESIS,
 )  # fmt: skip
 """What `Bundle.open` reads beside the manifest and swing/."""
 
@@ -63,6 +69,8 @@ class Bundle:
     gatherer: Gatherer
     clusters: Clusters
     calibration: dict[str, tuple[float, float]]
+    regression: Regression
+    """What a second look weighs the same signals by."""
     synthesis: Weights
     """Of a decision and its second looks."""
 
@@ -104,6 +112,7 @@ class Bundle:
                 name: (value[0], value[1])
                 for name, value in Folder(path).read_json("calibration.json").items()
             },
+            regression=Regression.load(path / REGRESSION),
             synthesis=synthesis_weights(Folder(path)),
         )
 

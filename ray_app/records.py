@@ -238,10 +238,12 @@ class Candidate(Record):
 
 
 class Look(Record):
-    """A decision made again: calibrated P(yes) without parts of the evidence, and by other adapters."""
+    """A decision made again: P(yes) without parts of the evidence, by other adapters, and by a regression on
+    the same signals."""
 
     without: dict[str, float]
     segments: dict[str, float]
+    reweighed: float | None
 
 
 class Shown(Record):

@@ -165,7 +165,7 @@ class Telemetry:
             self.add("rationale_teacher_tokens", counts["tokens"])
 
     def training(self, phase: str, point: dict[str, Any]) -> None:
-        """A point of a training curve, as `pipelines.train_loop` makes it."""
+        """A point of a training curve, as `pipelines.train_progress` makes it."""
         kind = "expert" if phase.startswith("expert") else phase
         self.set("rationale_train_tokens_per_s", point["tokens_per_second"], phase=kind)
         self.set("rationale_train_progress", point["step"] / point["of"], phase=kind)

@@ -35,6 +35,7 @@ from serve.deployments import (
 from serve.handles import call, team
 from serve.ingress import Front, make_api
 from serve.keys import Keys, check_hosts
+from serve.published import Published
 from serve.settings import Settings, settings
 
 SPARE = 32
@@ -54,7 +55,8 @@ class Ingress:
         reflection: DeploymentHandle,
         explanation: DeploymentHandle,
     ):
-        facts = Folder(settings.bundle).read_json(MANIFEST)
+        bundle = Folder(settings.bundle)
+        facts = bundle.read_json(MANIFEST)
         versions = {
             "rationale": __version__,
             "bundle": facts["version"],
@@ -74,6 +76,7 @@ class Ingress:
             healthy=call(reasoning, "healthy", EngineError),
             config=settings.config,
             versions=versions,
+            published=Published.read(bundle, facts, versions),
             keys=keys,
         )
 

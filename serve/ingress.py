@@ -5,7 +5,8 @@ POST /v1/explanations      {user_id, liked, disliked, item_id, detail, high_stak
                            Accept: text/event-stream streams the agents' steps (`serve.events`)
 POST /v1/interactions      {user_id, item_id, rating | label, timestamp, event, key}
 GET  /v1/users  /v1/users/{id}  /v1/items  /v1/items/{id}
-GET  /healthz  /readyz  /openapi.json  /docs  /
+GET  /v1/run  /v1/run/report  /v1/run/plots/{name}
+GET  /healthz  /readyz  /openapi.json  /docs  /  /run
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request as HttpRequest
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from ray_app.agents.interface import Asked, Profile
@@ -34,7 +35,8 @@ from ray_app.telemetry import SERVICE, Telemetry
 from serve.events import EVENTS, stream, wants_events
 from serve.keys import Keys
 from serve.limits import Limits, Pace
-from serve.problems import InvalidRequestError, install, problem
+from serve.problems import InvalidRequestError, Problem, install, problem
+from serve.published import Published, ServedRun, Svg
 
 PAGE = Path(__file__).parent / "page"
 READY_S = 4.0
@@ -42,11 +44,15 @@ IN_TIME = 0.4
 """Share of the deadline that answers should not need; when they do, fewer requests are let in."""
 MAX_OPINIONS = 100
 """Liked and disliked items that a request may name, each."""
+COMPONENT = "#/components/schemas/{model}"
 STREAMS: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENTS: {"schema": {"type": "string", "description": "step, answer, problem"}}}}
 }
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    # blob: is a plot that was fetched with an API key, which an <img> cannot send.
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -55,7 +61,9 @@ Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """A body. Strict: a value of another JSON type is refused, not read as if it were of the right one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Asking(Request):
@@ -94,7 +102,7 @@ class Asking(Request):
 
 
 class RecommendationRequest(Asking):
-    k: int = Field(5, ge=1, strict=True)
+    k: int = Field(5, ge=1)
     """How many; at most serve.max_k."""
 
 
@@ -108,8 +116,8 @@ class InteractionRequest(Request):
     user_id: Id
     item_id: Id
     rating: float | None = Field(None, allow_inf_nan=False)
-    label: int | None = Field(None, ge=0, le=1, strict=True)
-    timestamp: int | None = Field(None, strict=True)
+    label: int | None = Field(None, ge=0, le=1)
+    timestamp: int | None = None
     """Epoch seconds; the time of arrival where it is missing."""
     event: Id = "feedback"
     key: Id | None = None
@@ -155,6 +163,7 @@ class Front:
     healthy: Callable[[], Awaitable[None]]
     config: Config
     versions: dict[str, str]
+    published: Published
     keys: Keys | None = None
     """None: whoever reaches the port may ask."""
 
@@ -162,15 +171,18 @@ class Front:
 def make_api(front: Front) -> FastAPI:
     """The application. Errors are problem+json, whatever their cause."""
     serve, data = front.config.serve, front.config.data
+    schema = {"$ref": COMPONENT.format(model=Problem.__name__)}
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"description": text, "content": {"application/problem+json": {}}}
+        status: {"description": text, "content": {"application/problem+json": {"schema": schema}}}
         for status, text in {
             400: "not JSON",
             401: "no API key, or not a known one",
             403: "the key does not allow it",
             404: "unknown id",
+            413: "the body is too large",
             422: "unusable value",
             429: "too many requests with this key",
+            500: "a fault of the service",
             503: "overloaded",
             504: "late",
         }.items()
@@ -243,6 +255,21 @@ def make_api(front: Front) -> FastAPI:
     async def item(item_id: str) -> Item:
         return await front.item(item_id)
 
+    @api.get("/v1/run")
+    async def run() -> ServedRun:
+        """The bundle that answers, and what was measured of the run that it comes from."""
+        return front.published.run
+
+    @api.get("/v1/run/report", response_class=HTMLResponse)
+    async def report() -> Any:
+        """The whole report, as one page without scripts."""
+        return front.published.report()
+
+    @api.get("/v1/run/plots/{name:path}", response_class=Svg)
+    async def plot(name: str) -> Any:
+        """One of the plots that /v1/run names, in the colours of the viewer's theme."""
+        return front.published.plot(name)
+
     @api.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:
         """This process answers."""
@@ -263,6 +290,10 @@ def make_api(front: Front) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
+    @api.get("/run", include_in_schema=False)
+    async def run_page() -> FileResponse:
+        return FileResponse(PAGE / "run.html", headers=PAGE_HEADERS)
+
     api.mount("/page", StaticFiles(directory=PAGE))
     api.openapi = lambda: _described(api)
     return api
@@ -276,5 +307,7 @@ def _described(api: FastAPI) -> dict[str, Any]:
             "bearer": {"type": "http", "scheme": "bearer"},
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
+        error = Problem.model_json_schema(ref_template=COMPONENT, mode="serialization")
+        found["components"]["schemas"] |= error.pop("$defs") | {Problem.__name__: error}
         found["security"] = [{}, {"bearer": []}, {"key": []}]
     return api.openapi_schema or {}

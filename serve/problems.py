@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -36,6 +37,24 @@ logger = logging.getLogger("rationale.ingress")
 
 class InvalidRequestError(DataError):
     """A value of a request that its schema alone cannot judge."""
+
+
+class WrongField(BaseModel):
+    field: str
+    message: str
+    value: str
+
+
+class Problem(BaseModel):
+    """The body of every error; members that it does not name are allowed."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    """One line: what was wrong, the value, what to do."""
+    errors: list[WrongField] = []
+    """Every field of a request that could not be used."""
 
 
 def body_of(status: int, detail: str, **more: Any) -> dict[str, Any]:

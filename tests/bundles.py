@@ -12,9 +12,10 @@ import polars as pl
 
 from ray_app.agents.synthesis import DEFAULT
 from ray_app.artifacts import Folder
-from ray_app.bundle import MANIFEST, SYNTHESIS, Bundle
+from ray_app.bundle import MANIFEST, REGRESSION, SYNTHESIS, Bundle
 from ray_app.collab.features import Catalogue, Histories, encode
 from ray_app.collab.latent import item_vectors
+from ray_app.collab.regression import Regression
 from ray_app.collab.rolling import roll
 from ray_app.config import Config
 from ray_app.data.store import Store
@@ -134,6 +135,7 @@ def _write(
     told, window = (item, timestamp, rolling[:, :3], rates), config.collab.window
     vectors = encode(histories, user, start, end, *told, catalogue, latent, table, prior, window)
     Folder(folder).write_json(SYNTHESIS, DEFAULT.as_dict())
+    Regression.fit(vectors, label).save(folder / REGRESSION)
     items.write_parquet(folder / "items.parquet")
     users.write_parquet(folder / "users.parquet")
     fields = {name: getattr(histories, name) for name in Histories.__dataclass_fields__}

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -15,6 +15,9 @@ from pipelines.env import environment
 from ray_app.artifacts import Run, execute
 from ray_app.config import Config
 from tests.runs import small_config, write_inputs
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
@@ -88,6 +91,25 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with s3_server(tmp_path_factory.mktemp("s3")):
         yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A real PostgreSQL server."""
+    from tests.postgres import binaries, postgres_server
+
+    if (programs := binaries()) is None:
+        pytest.skip("needs PostgreSQL's server (Debian: apt-get install postgresql)")
+    with postgres_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind that a store may be on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    return request.getfixturevalue("postgres").new_database()
 
 
 @pytest.fixture(scope="session")

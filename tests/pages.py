@@ -17,20 +17,29 @@ from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.reflection import ReflectionAgent
 from ray_app.agents.retrieval import DataRetrievalAgent
 from ray_app.agents.swing import SwingAgent
-from ray_app.bundle import Bundle
+from ray_app.artifacts import Folder
+from ray_app.bundle import MANIFEST, REPORT, Bundle
 from ray_app.data.store import Store
 from ray_app.engines.student import StudentEngine
+from ray_app.evaluation.report import render
 from serve.ingress import Front, make_api
+from serve.keys import Keys
+from serve.published import Published
 from tests.bundles import LinearStudent, make_bundle, store_url
+from tests.reports import invented_metrics, invented_samples
 
 
-def make_front(bundle: Bundle, student: StudentEngine, **changed: object) -> Front:
-    """The front of plain agents on a bundle; `changed` replaces collaborators of the team by name."""
+def make_front(
+    bundle: Bundle, student: StudentEngine, store: Store | None = None, **changed: object
+) -> Front:
+    """The front of plain agents on a bundle and its store, or another; `changed` replaces collaborators of
+    the team by name."""
     serve = bundle.config.serve
-    retrieval, swing = DataRetrievalAgent(bundle, Store(store_url(bundle.path))), SwingAgent(bundle)
+    retrieval = DataRetrievalAgent(bundle, store or Store(store_url(bundle.path)))
+    swing = SwingAgent(bundle)
     reasoning, reflection = ReasoningAgent(bundle, student), ReflectionAgent(serve, bundle.synthesis)
     team = Team.of(retrieval, swing, reasoning, reflection, ExplanationAgent())
-    versions = {"rationale": "test", "bundle": bundle.version}
+    versions, folder = {"rationale": "test", "bundle": bundle.version}, Folder(bundle.path)
     return Front(
         orchestrator=Orchestrator(replace(team, **changed), serve, versions),  # pyright: ignore[reportArgumentType]
         profile=retrieval.profile,
@@ -42,12 +51,15 @@ def make_front(bundle: Bundle, student: StudentEngine, **changed: object) -> Fro
         healthy=reasoning.healthy,
         config=bundle.config,
         versions=versions,
+        published=Published.read(folder, folder.read_json(MANIFEST), versions),
     )
 
 
-def page_server(folder: Path) -> FastAPI:
-    """An API whose student is unsure, so that some answers are doubted."""
-    return make_api(make_front(make_bundle(folder), LinearStudent(scale=0.25)))
+def page_server(folder: Path, keys: Keys | None = None) -> FastAPI:
+    """An API whose student is unsure, so that some answers are doubted, and whose bundle has a report."""
+    bundle = make_bundle(folder)
+    render(invented_metrics(), invented_samples(3), folder / REPORT)
+    return make_api(replace(make_front(bundle, LinearStudent(scale=0.25)), keys=keys))
 
 
 if __name__ == "__main__":

@@ -108,12 +108,14 @@ class Dossier:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """One decision made again from other evidence and from another segment; calibrated P(yes) each."""
+    """One decision made again: from other evidence, from another segment, with other weights; P(yes) each."""
 
     without: dict[str, float]
     """Sections left out of the prompt (`history`, `history and pool`) -> P(yes)."""
     segments: dict[str, float]
     """Other adapter -> P(yes)."""
+    reweighed: float | None = None
+    """P(yes) of the regression on the same signals (`collab.regression`)."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _review(
         questions={
             ASSUMPTIONS: _assumptions(context, verdict, looks),
             SEGMENT_VIEW: _segment_view(verdict, looks),
-            MISSING: _missing(context, verdict),
+            MISSING: _missing(context, verdict, looks),
             OPPOSITE: _opposite(context, verdict),
         },
         before=verdict.p_yes,
@@ -156,11 +156,12 @@ def _segment_view(verdict: Verdict, looks: list[SecondLook]) -> str:
     )
 
 
-def _missing(context: Context, verdict: Verdict) -> str:
-    """Stage 2, evidence re-examination: what the reasons pass over, and what nobody knows."""
+def _missing(context: Context, verdict: Verdict, looks: list[SecondLook]) -> str:
+    """Stage 2, evidence re-examination: other weights, what the reasons pass over, what nobody knows."""
     used = {name for step in verdict.reasoning for name in step.citations}
     unused = _strongest([entry for entry in context.evidence if entry.id not in used])
-    parts = []
+    reweighed = [look.reweighed for look in looks if look.reweighed is not None]
+    parts = [f"Weighed by a plain regression P(yes) {_moved(verdict.p_yes, p)}." for p in reweighed[:1]]
     if unused:
         parts.append(f"The reasons pass over {_listed(unused)}.")
     if context.history_count < THIN:

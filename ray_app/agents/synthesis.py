@@ -1,6 +1,7 @@
 """The synthesis of a decision and its second looks, and the fit of its weights.
 
     z after = offset + w_initial * z + sum over sections s of w_s * z without s + w_segment * z other segment
+              + w_reweighed * z of the regression
 
 z are log odds of calibrated P(yes); a look that was not taken stands at z itself, so that its weight goes to
 the first decision. The weights are fitted on validation rows that trigger: logistic regression with a normal
@@ -35,11 +36,12 @@ FOLDS = 5
 class Weights:
     """Of log odds; `history`, `similar` and `pool` weigh the looks that left that section out."""
 
-    initial: float = 0.6
-    history: float = 0.25 / 3
-    similar: float = 0.25 / 3
-    pool: float = 0.25 / 3
-    segment: float = 0.15
+    initial: float = 0.5
+    history: float = 0.05
+    similar: float = 0.05
+    pool: float = 0.05
+    segment: float = 0.1
+    reweighed: float = 0.25
     offset: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
@@ -50,12 +52,12 @@ class Weights:
 
 
 DEFAULT = Weights()
-NEUTRAL = Weights(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NEUTRAL = Weights(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Keep the first decision."""
 
 
 def features(before: float, looks: list[SecondLook]) -> np.ndarray:
-    """float64 [6] in the order of `Weights`: z of the first decision, of each look, and 1 for the offset.
+    """float64 [7] in the order of `Weights`: z of the first decision, of each look, and 1 for the offset.
 
     A look that leaves several sections out counts for each of them.
     """
@@ -65,7 +67,8 @@ def features(before: float, looks: list[SecondLook]) -> np.ndarray:
         for section in SECTIONS
     ]
     segment = _mean([p for look in looks for p in look.segments.values()], z)
-    return np.array([z, *without, segment, 1.0])
+    reweighed = _mean([look.reweighed for look in looks if look.reweighed is not None], z)
+    return np.array([z, *without, segment, reweighed, 1.0])
 
 
 def synthesis(before: float, looks: list[SecondLook], weights: Weights = DEFAULT) -> float:
@@ -74,7 +77,7 @@ def synthesis(before: float, looks: list[SecondLook], weights: Weights = DEFAULT
 
 
 def fit(rows: np.ndarray, labels: np.ndarray) -> Weights:
-    """The weights of highest posterior for `features` float [n, 6] and labels [n]."""
+    """The weights of highest posterior for `features` float [n, 7] and labels [n]."""
     start = DEFAULT.array()
 
     def loss(w: np.ndarray) -> float:
@@ -88,7 +91,7 @@ def fit(rows: np.ndarray, labels: np.ndarray) -> Weights:
 def learn(
     rows: np.ndarray, labels: np.ndarray, users: np.ndarray, resamples: int, seed: int
 ) -> tuple[Weights, dict[str, Any]]:
-    """(weights to serve, what they are worth) from `features` float [n, 6], labels [n] and user codes [n].
+    """(weights to serve, what they are worth) from `features` float [n, 7], labels [n] and user codes [n].
 
     The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
     others. Reflection has to earn its place: unless it saves log loss there, and costs neither AUC nor

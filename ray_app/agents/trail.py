@@ -124,7 +124,10 @@ class Walk:
             before=first.p_yes if first else review.verdict.p_yes,
             after=review.verdict.p_yes,
             triggers=review.reflection.triggers if review.reflection else [],
-            looks=[Look(without=look.without, segments=look.segments) for look in self.looks.get(name, [])],
+            looks=[
+                Look(without=look.without, segments=look.segments, reweighed=look.reweighed)
+                for look in self.looks.get(name, [])
+            ],
             written=first.reasoning if first else [],
             written_again=again.reasoning if again else None,
             failed=[step for step in last if not holds(step, context, answer)],

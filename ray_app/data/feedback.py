@@ -7,6 +7,8 @@ else is left to the rules of `ray_app.data.clean`, which judge these rows as the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +26,17 @@ KEYS = ["user_id", "item_id", "timestamp"]
 SCHEMA = dict.fromkeys([*KEYS, "rating", "label"], pl.String) | META
 
 
+def is_there(url: str) -> bool:
+    """Whether the database holds a store yet: it is made when a run first publishes to it.
+
+    Raises ConfigError if the URL does not open.
+    """
+    if (path := sqlite_path(url)) is not None and not path.is_file():
+        return False
+    with _opened(url) as connection:
+        return sa.inspect(connection).has_table(interactions.name)
+
+
 def read_feedback(url: str) -> pl.DataFrame:
     """The store's own interactions in the order they came, as text like the source's tables; `_line` is the
     row's id. A rated row has no label: it follows from data.positive_rating.
@@ -38,18 +51,8 @@ def read_feedback(url: str) -> pl.DataFrame:
         .where(interactions.c.event != HISTORY)
         .order_by(interactions.c.id)
     )
-    try:
-        engine = open_engine(url)
-        try:
-            with engine.connect() as connection:
-                rows = connection.execute(query).all()
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, ModuleNotFoundError) as error:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ConfigError(
-            f"store {shown(url)!r} cannot be read ({cause}): correct data.store_feedback"
-        ) from error
+    with _opened(url) as connection:
+        rows = connection.execute(query).all()
     found = [
         (
             row.user_id,
@@ -93,6 +96,23 @@ def sqlite_path(url: str) -> Path | None:
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
     return Path(str(parsed.database))
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[sa.Connection]:
+    """A connection to read with; what goes wrong meanwhile is a ConfigError."""
+    try:
+        engine = open_engine(url)
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise ConfigError(
+            f"store {shown(url)!r} cannot be read ({cause}): correct data.store_feedback"
+        ) from error
 
 
 def _keys() -> list[pl.Expr]:

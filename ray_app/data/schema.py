@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 
 LOCKED_S = 10.0
-"""Time a SQLite writer waits for another before it is refused."""
+"""Time a writer waits for another, or anybody for a silent server, before being refused."""
 metadata = sa.MetaData()
+_id = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")  # sorts like SQLite, wherever it runs
 _counter = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite counts up only INTEGER keys
 
 bundle = sa.Table(
@@ -26,14 +29,14 @@ bundle = sa.Table(
 users = sa.Table(
     "users",
     metadata,
-    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("user_id", _id, primary_key=True),
     sa.Column("profile", sa.JSON, nullable=False),
 )
 
 items = sa.Table(
     "items",
     metadata,
-    sa.Column("item_id", sa.Text, primary_key=True),
+    sa.Column("item_id", _id, primary_key=True),
     sa.Column("title", sa.Text, nullable=False),
     sa.Column("features", sa.JSON, nullable=False),
     sa.Column("keywords", sa.JSON, nullable=False),
@@ -58,10 +61,15 @@ interactions = sa.Table(
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine whose commits are durable and whose SQLite transactions are real ones."""
+    """An engine whose commits are durable and whose SQLite transactions are real ones.
+
+    Raises SQLAlchemyError for what is no URL of either database, ModuleNotFoundError without its driver.
+    """
     parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
+        return _open_postgresql(parsed)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        raise ArgumentError("a store is on sqlite:/// or postgresql+psycopg://")
     engine = sa.create_engine(parsed, connect_args={"timeout": LOCKED_S})
     event.listen(engine, "connect", _on_sqlite_connect)
     if parsed.database:
@@ -69,6 +77,15 @@ def open_engine(url: str) -> sa.Engine:
         event.listen(engine, "connect", lambda _, record: record.info.update(inode=_inode(file)))
         event.listen(engine, "checkout", lambda _, record, __: _check(record, file))
     event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def _open_postgresql(url: sa.URL) -> sa.Engine:
+    wait = {"connect_timeout": str(round(LOCKED_S) or 1), "tcp_user_timeout": str(round(1000 * LOCKED_S))}
+    engine = sa.create_engine(
+        url.set(query=wait | dict(url.query)), pool_pre_ping=True, pool_timeout=LOCKED_S
+    )
+    event.listen(engine, "connect", _on_postgresql_connect)
     return engine
 
 
@@ -89,8 +106,29 @@ def _check(record: Any, file: Path) -> None:
 
 def _on_sqlite_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, see _on_sqlite_begin
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _use_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_wal(connection: Any) -> None:
+    """Of several that open a new file at once SQLite lets one change the mode, and the others do not wait."""
+    end = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
+def _on_postgresql_connect(connection: Any, _: Any) -> None:
+    connection.autocommit = True  # what is set in a transaction ends with it
+    for setting in ("synchronous_commit = on", f"lock_timeout = {round(1000 * LOCKED_S)}"):
+        connection.execute(f"SET {setting}")
+    connection.autocommit = False
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:

@@ -1,8 +1,8 @@
 """The service's own data: users, items, and every interaction, durable once acknowledged.
 
-One schema on SQLite (embedded: WAL, foreign keys, synchronous=FULL) and PostgreSQL (a cluster),
-without a statement that only one of them understands. A store is safe to share between threads, and
-several processes may open one.
+One schema on SQLite (embedded: WAL, foreign keys, synchronous=FULL) and PostgreSQL (a cluster:
+synchronous_commit=on), without a statement that only one of them understands. A store is safe to share
+between threads, and several processes may open one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+    TimeoutError,
+)
 
 from ray_app.data.clean import MAX_TIMESTAMP
 from ray_app.data.schema import bundle, interactions, items, metadata, open_engine, shown, users
@@ -27,6 +35,8 @@ HISTORY = "history"
 """Event of rows that came with a bundle; rows that the service collects carry events of their own."""
 BATCH = 5_000
 ATTEMPTS = 5
+SILENT = (OperationalError, InterfaceError, InternalError, ProgrammingError, TimeoutError)
+"""What a database says that is locked, full, gone, read-only, without its tables or a free connection."""
 T = TypeVar("T")
 
 
@@ -73,12 +83,12 @@ class Store:
 
     def version(self) -> str | None:
         """Version of the bundle that was loaded last."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return connection.scalar(sa.select(bundle.c.version))
 
     def user(self, user_id: str) -> User:
         """Raises NotFoundError."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             row = (
                 connection.execute(users.select().where(users.c.user_id == user_id)).one_or_none()
                 if _usable(user_id)
@@ -105,7 +115,7 @@ class Store:
             .group_by(some.c.user_id)
             .order_by(sa.func.length(some.c.user_id), some.c.user_id)
         )
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return [UserSummary(user_id, count) for user_id, count in connection.execute(counted)]
 
     def items(self, ids: Iterable[str]) -> dict[str, Item]:
@@ -113,7 +123,7 @@ class Store:
         wanted = list(dict.fromkeys(ids))
         usable = [item_id for item_id in wanted if _usable(item_id)]
         found: dict[str, Item] = {}
-        with self._transaction() as connection:
+        with self._reading() as connection:
             for start in range(0, len(usable), BATCH):
                 chosen = items.c.item_id.in_(usable[start : start + BATCH])
                 for row in connection.execute(items.select().where(chosen)).mappings():
@@ -135,7 +145,7 @@ class Store:
         if before is not None:
             query = query.where(interactions.c.timestamp < before)
         query = query.order_by(interactions.c.timestamp.desc(), interactions.c.id.desc()).limit(limit)
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         if not rows:
             self.user(user_id)
@@ -168,22 +178,13 @@ class Store:
             "interactions": rows.select_from(interactions),
             "feedback": rows.where(interactions.c.event != HISTORY),
         }
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
     @contextmanager
-    def _transaction(self, writes: bool = False) -> Iterator[sa.Connection]:
-        try:
-            with (
-                self._engine.connect().execution_options(writes=writes) as connection,
-                connection.begin(),
-            ):
-                yield connection
-        except OperationalError as error:
-            cause = str(error.orig).splitlines()[0]
-            raise OverloadedError(
-                f"the store does not answer ({cause}): send the request again, or check the database"
-            ) from error
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _answering(), self._transaction(writes=False) as connection:
+            yield connection
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a transaction that writes.
@@ -191,14 +192,31 @@ class Store:
         It may lose a race for a key, a new user or a new table: then it runs again and sees what the
         winner wrote.
         """
-        for _ in range(ATTEMPTS - 1):
-            try:
-                with self._transaction(writes=True) as connection:
-                    return work(connection)
-            except (IntegrityError, ProgrammingError):
-                continue
-        with self._transaction(writes=True) as connection:
-            return work(connection)
+        with _answering():
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    with self._transaction(writes=True) as connection:
+                        return work(connection)
+                except (IntegrityError, ProgrammingError):
+                    continue
+            with self._transaction(writes=True) as connection:
+                return work(connection)
+
+    @contextmanager
+    def _transaction(self, writes: bool) -> Iterator[sa.Connection]:
+        with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
+            yield connection
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except SILENT as error:
+        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise OverloadedError(
+            f"the store does not answer ({cause}): send the request again, or check the database"
+        ) from error
 
 
 def _usable(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Small charts as inline SVG that follow the page: its colours in light and dark, and its font.
 
 matplotlib draws with placeholder colours, which become CSS variables; so one drawing serves both themes.
+`as_file` gives a drawing variables of its own, for where no page has any.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from ray_app.evaluation.metrics import Curve, Number, ReliabilityPoint, Stage
 
 INK, MUTED, RULE, ACCENT, FILL = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", FILL: "--fill"}
+_THEMES = (
+    ":root { --ink: #23221f; --muted: #6a675f; --rule: #dcd9d0; --accent: #2a6a59; --fill: #c9c5b9;"
+    " --sans: system-ui, sans-serif }"
+    " @media (prefers-color-scheme: dark) { :root { --ink: #e9e6de; --muted: #a19d92; --rule: #383630;"
+    " --accent: #86c5ae; --fill: #55524a } }"
+)
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rationale",
@@ -112,6 +119,13 @@ def stages(rows: Sequence[Stage]) -> str:
     axes.set_xlabel("seconds")
     axes.spines["left"].set_visible(False)
     return _svg(figure, "Wall seconds (bar) and CPU seconds (mark) of each stage")
+
+
+def as_file(svg: str) -> str:
+    """An inline drawing as an SVG file, in the colours of the viewer's theme."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opening, rest = svg.replace("<svg", f"<svg {names}", 1).split(">", 1)
+    return f"{opening}><style>{_THEMES}</style>{rest}"
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

@@ -289,6 +289,15 @@ class Metrics(Section):
     system: SystemSection | None = None
 
 
+class Plot(Section):
+    """A drawing of the report, as a file beside it."""
+
+    name: str
+    section: str
+    """exposed, catalogue, calibration, curves or stages."""
+    caption: str
+
+
 class Sample(Section):
     """One explained decision."""
 

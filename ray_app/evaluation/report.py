@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page and `metrics.json`.
+"""The report of a run: one self-contained HTML page, `metrics.json`, and the page's plots as files.
 
 The layout of the metrics is in `metrics.py`. Every section appears on the page; one without data says
 "not measured", so that a gap cannot be taken for a good result.
@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_app.evaluation import charts
-from ray_app.evaluation.metrics import Metrics, Number, Sample, TableSection, checked
+from ray_app.evaluation.metrics import Metrics, Number, Plot, Sample, TableSection, checked
 from ray_app.prompts.cards import CITATION, hide
 from ray_app.records import Evidence, Step
 
@@ -40,7 +40,8 @@ COUNTS = {
 
 
 def render(metrics: dict[str, Any], samples: list[dict[str, Any]], out: Path) -> Path:
-    """Write `report.html` and `metrics.json` into the folder `out`; return the page's path.
+    """Write `report.html`, `metrics.json`, `plots.json` and its plots into the folder `out`; return the
+    page's path.
 
     `metrics` is laid out as `metrics.Metrics`, each sample as `metrics.Sample`; at most twenty samples
     are shown. Raises DataError where they do not fit.
@@ -49,12 +50,19 @@ def render(metrics: dict[str, Any], samples: list[dict[str, Any]], out: Path) ->
     out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(typed.model_dump(), indent=2, sort_keys=True, allow_nan=False)
     _replace(out / "metrics.json", content + "\n")
+    drawn = _charts(typed)
+    plots = []
+    for section, entries in drawn.items():
+        for number, (caption, svg) in enumerate(entries, 1):
+            plots.append(Plot(name=f"{section}-{number}.svg", section=section, caption=caption))
+            _replace(out / plots[-1].name, charts.as_file(str(svg)))
+    _replace(out / "plots.json", json.dumps([plot.model_dump() for plot in plots], indent=2) + "\n")
     page = out / "report.html"
-    _replace(page, to_html(typed, shown[:MAX_SAMPLES]))
+    _replace(page, to_html(typed, shown[:MAX_SAMPLES], drawn))
     return page
 
 
-def to_html(metrics: Metrics, samples: list[Sample]) -> str:
+def to_html(metrics: Metrics, samples: list[Sample], drawn: dict[str, list[tuple[str, Markup]]]) -> str:
     """The page as text."""
     environment = page_environment(Path(__file__).parent)
     environment.filters |= {"num": number, "metric": metric_name, "counts": counts}
@@ -67,7 +75,7 @@ def to_html(metrics: Metrics, samples: list[Sample]) -> str:
         exposed=_table(metrics.exposed),
         catalogue=_table(metrics.catalogue),
         best=_champion(metrics),
-        charts=_charts(metrics),
+        charts=drawn,
     )
 
 

@@ -3,6 +3,7 @@
 
 const KEY = "rationale-key";
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 async function ask(path, { body, headers, signal } = {}) {
   const key = sessionStorage.getItem(KEY);
@@ -57,6 +58,9 @@ async function stream(path, body, signal, onStep) {
 
 const query = (values) => new URLSearchParams(values).toString();
 
+export const run = () => call("/v1/run");
+// The address of a file of the run, as fetched.
+export const file = async (path) => URL.createObjectURL(await (await ask(path)).blob());
 export const users = (prefix, signal) => call(`/v1/users?${query({ limit: 20, prefix })}`, { signal });
 export const items = (q, signal) => call(`/v1/items?${query({ limit: 20, q })}`, { signal });
 export const user = (id, signal) => call(`/v1/users/${encodeURIComponent(id)}?limit=50`, { signal });

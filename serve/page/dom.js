@@ -11,4 +11,5 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 export const percent = (share) => `${Math.round(100 * share)} %`;
+export const number = (value) => value.toFixed(3).replace(/^(-?)0\./, "$1.");
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;

@@ -16,8 +16,8 @@ from pipelines import evaluate, publish, reflect
 from pipelines.assemble import assemble
 from pipelines.report import write_report
 from ray_app.agents.synthesis import MIN_ROWS, NEUTRAL
-from ray_app.artifacts import Run, execute
-from ray_app.bundle import Bundle
+from ray_app.artifacts import Folder, Run, execute
+from ray_app.bundle import MANIFEST, Bundle
 from ray_app.config import Config, validate
 from ray_app.data.store import Store
 from ray_app.engines.student import Scoring, Writing
@@ -28,6 +28,7 @@ from ray_app.prompts.grammar import reasoning_regex
 from ray_app.prompts.parse import parse_reasoning
 from ray_app.prompts.student import decide_prompt, explain_prompt
 from ray_app.records import Context
+from serve.published import Published
 from tests.conftest import SmallRun
 from tests.pages import make_front
 
@@ -152,6 +153,17 @@ def test_the_report_is_drawn_from_what_the_stages_left(finished):
     ]  # fmt: skip
     assert written["teacher"]["accepted"] > 0
     assert len(written["experts"]) >= 3
+
+
+def test_the_published_bundle_tells_of_its_run(finished, bundle):
+    facts = json.loads((bundle.path / MANIFEST).read_bytes())
+    published = Published.read(Folder(bundle.path), facts, {"bundle": bundle.version})
+    report = published.run.report
+    assert report is not None and report.stages is not None and report.exposed is not None
+    assert report.stages[-1].stage == "evaluate", "what publishing costs is not known while it is at work"
+    assert report.champion in report.exposed.scorers
+    assert {plot.name for plot in report.plots} == set(published.plots)
+    assert published.page is not None and b"</html>" in published.page
 
 
 def test_a_user_gets_explained_recommendations_from_the_real_student(bundle, student):

@@ -6,10 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
+from serve.keys import Keys, make
 from tests.browser import Page, chromium
 from tests.pages import page_server
 
@@ -21,12 +24,12 @@ CARDS = "document.querySelectorAll('#cards .card').length"
 IDLE = "!document.querySelector('#cards.busy')"
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def served(api: FastAPI) -> Iterator[str]:
+    """Its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    api = page_server(tmp_path_factory.mktemp("bundle"))
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -35,6 +38,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(page_server(tmp_path_factory.mktemp("bundle"))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +187,56 @@ def test_somebody_without_an_account_names_titles_and_is_not_stored(page):
 def test_what_a_decision_hangs_on_is_told(page):
     lines = "[...document.querySelectorAll('.hangs')].map((one) => one.textContent)"
     assert all(line.startswith("Without “") for line in page.run(lines))
+
+
+DRAWN = "[...document.querySelectorAll('figure img')].every((one) => one.complete && one.naturalWidth > 0)"
+TEXT = "document.querySelector('#view').textContent"
+
+
+def test_the_second_view_tells_of_the_run_its_metrics_and_its_plots(page):
+    page.run("document.querySelector('nav a:not([aria-current])').click()")
+    page.until(f"location.pathname === '/run' && document.querySelectorAll('figure').length && {DRAWN}")
+    assert page.run("document.querySelector('nav [aria-current]').textContent") == "The run"
+    assert "b1" in page.run(TEXT) and "invented-for-the-test" in page.run(TEXT)
+    head = "[...document.querySelectorAll('thead')].map((one) => one.textContent)"
+    assert "ScorerAUCUAUC" in page.run(head)[0]
+    first = page.run("[...document.querySelectorAll('tbody')][0].querySelector('th').textContent")
+    assert first == "student + trees", "the best comes first"
+    served = page.run("document.querySelector('.marked').textContent")
+    assert served.startswith("student (served).710.690 – .730"), "a value and its interval"
+    stages = page.run("[...document.querySelectorAll('table')].at(-1).textContent")
+    assert "Peak memory" in stages and "train" in stages
+    captions = page.run("[...document.querySelectorAll('figcaption')].map((one) => one.textContent)")
+    assert {"Observed against predicted", "Training loss", "Seconds by stage"} <= set(captions)
+
+
+def test_the_second_view_fits_a_phone_and_its_tables_scroll_by_keyboard(page, address):
+    page.resize(360, 740)
+    page.open(f"{address}/run")
+    page.until(f"document.querySelectorAll('figure').length && {DRAWN}")
+    assert page.run("document.documentElement.scrollWidth") <= 360
+    wide = "document.querySelector('.wide')"
+    assert page.run(f"{wide}.scrollWidth > {wide}.clientWidth && {wide}.tabIndex === 0")
+    assert page.run(f"{wide}.getAttribute('role') + {wide}.getAttribute('aria-label')").startswith("region")
+    assert page.run("[...document.querySelectorAll('img')].filter((one) => !one.alt).length") == 0
+
+
+def test_the_report_opens_in_its_own_styles(page, address):
+    page.open(f"{address}/run")
+    page.until("document.querySelector('a[href=\"/v1/run/report\"]')")
+    page.run("document.querySelector('a[href=\"/v1/run/report\"]').click()")
+    page.until("location.pathname === '/v1/run/report' && document.querySelector('h1')")
+    assert page.run("getComputedStyle(document.querySelector('h1')).fontWeight") == "600"
+
+
+def test_the_second_view_asks_for_a_key_and_then_shows_its_plots(browser, tmp_path):
+    secret, line = make("page")
+    with served(page_server(tmp_path, Keys(line, "the test"))) as address:
+        browser.open(f"{address}/run")
+        browser.until("!document.querySelector('#door').hidden")
+        assert "no API key" in browser.run("document.querySelector('#status').textContent")
+        browser.run("document.querySelector('#key').focus()")
+        browser.type(secret)
+        browser.run("document.querySelector('#door').requestSubmit()")
+        browser.until(f"document.querySelectorAll('figure').length && {DRAWN}")
+    browser.faults.clear()  # the console reports the 401

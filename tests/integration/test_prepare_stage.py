@@ -170,8 +170,11 @@ def test_the_command_line_ends_in_one_line_for_a_user_error(tmp_path):
     )
 
 
-def test_what_the_service_collected_is_in_the_next_run_and_not_doubled_in_the_store(inputs, tmp_path):
+def test_what_the_service_collected_is_in_the_next_run_and_not_doubled_in_the_store(
+    inputs, tmp_path, database
+):
     run, learning = Run(tmp_path / "run"), config(inputs, store_feedback="own")
+    learning = learning.model_copy(update={"serve": learning.serve.model_copy(update={"store": database})})
     assert "feedback" not in prepared(learning, run)["counts"], "there is no store yet"
 
     def publish(version: str) -> dict[str, int]:
@@ -180,7 +183,7 @@ def test_what_the_service_collected_is_in_the_next_run_and_not_doubled_in_the_st
         store.load(*frames, version=version)
         return store.counts()
 
-    store = Store(f"sqlite:///{tmp_path}/run/store.sqlite")
+    store = Store(database)
     assert publish("v1")["interactions"] == 30
     liked = Interaction(user_id="new", item_id="i3", timestamp=5000, label=1)
     store.add(liked, event="page", key="k1")

@@ -12,9 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ray_app.bundle import REPORT
 from ray_app.client import Client
+from ray_app.evaluation.report import render
 from ray_app.records import Recommendation
 from tests.bundles import LinearStudent, make_bundle, store_url
+from tests.reports import invented_metrics, invented_samples
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
     folder = tmp_path_factory.mktemp("bundle")
     bundle = make_bundle(folder)
+    render(invented_metrics(), invented_samples(2), folder / REPORT)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -89,6 +93,15 @@ def test_errors_of_agents_cross_the_graph_as_problems(service):
     answer = ask(service, user_id="nobody")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert answer.json()["detail"] == "user 'nobody' does not exist: ask GET /v1/users for ids"
+
+
+def test_the_ingress_tells_of_the_run_and_hands_out_its_plots(service):
+    told = service.get("/v1/run").json()
+    assert told["versions"]["bundle"] == "b1"
+    assert told["report"]["run"]["name"] == "invented-for-the-test"
+    answers = [service.get(f"/v1/run/plots/{plot['name']}") for plot in told["report"]["plots"]]
+    assert {answer.headers["content-type"] for answer in answers} == {"image/svg+xml"}
+    assert service.get("/v1/run/report").status_code == 200
 
 
 def test_feedback_changes_the_next_answer(service):

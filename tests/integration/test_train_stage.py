@@ -23,6 +23,7 @@ from pipelines.assemble import assemble
 from pipelines.contexts import ContextSource
 from ray_app.artifacts import Run, execute, is_current
 from ray_app.bundle import Bundle
+from ray_app.config import Config
 from ray_app.errors import PromptTooLongError
 from ray_app.student.experts import Clusters
 from tests.runs import small_config
@@ -167,6 +168,8 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
     assert not (folder / "manifest.json").exists()
     assert not (folder / "language").exists()
     finished = (folder / "answers" / "done.json").stat().st_mtime_ns
+    (tmp_path / "two").mkdir()
+    spread = copy_of(killed, tmp_path / "two")
 
     manifest = execute(killed, train.spec(config, killed))
     assert manifest["resumed"]
@@ -181,6 +184,17 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
     for name in ("student/calibration.json", "experts.json"):
         assert killed.stage("train").read(name) == run.stage("train").read(name)
     assert manifest["counts"] == whole["counts"]
+    goes_on_with_two_workers(small_config(small_run.inputs, workers=2), spread, seen)
+
+
+def goes_on_with_two_workers(config: Config, run: Run, seen: dict) -> None:
+    assert execute(run, train.spec(config, run))["resumed"]
+    done = json.loads((run.stage("train").local() / "language" / "done.json").read_text())
+    kept = done["curve"][: len(seen["curve"])]
+    assert [point["valid_uauc"] for point in kept] == [point["valid_uauc"] for point in seen["curve"]]
+    assert [point["step"] for point in kept] == [-(-point["step"] // 2) for point in seen["curve"]]
+    after = [point["loss_text"] for point in done["curve"][len(kept) :]]
+    assert after[-1] < seen["curve"][0]["loss_text"], "what was learnt before the kill was lost"
 
 
 def test_a_prompt_above_the_models_length_is_one_line(small_run, tmp_path):

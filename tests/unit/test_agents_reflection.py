@@ -84,10 +84,10 @@ def test_a_decision_without_reasons_is_not_inconsistent():
 
 
 def test_synthesis_by_hand():
-    look = SecondLook({"history": 0.4, "pool": 0.5}, {"expert-0": 0.3})
-    z = (0.6 + 0.25 / 3) * logit(0.6) + 0.25 * (logit(0.4) + logit(0.5)) / 3 + 0.15 * logit(0.3)
+    look = SecondLook({"history": 0.4, "pool": 0.5}, {"expert-0": 0.3}, 0.7)
+    z = 0.55 * logit(0.6) + 0.05 * (logit(0.4) + logit(0.5)) + 0.1 * logit(0.3) + 0.25 * logit(0.7)
     assert synthesis(0.6, [look]) == pytest.approx(expit(z))
-    others_stay = (1 - 0.25 / 3) * logit(0.6) + 0.25 / 3 * logit(0.4)
+    others_stay = 0.95 * logit(0.6) + 0.05 * logit(0.4)
     assert synthesis(0.6, [SecondLook({"history": 0.4}, {})]) == pytest.approx(expit(others_stay))
 
 
@@ -101,7 +101,7 @@ def test_synthesis_lies_within_what_was_seen(before, without, segments):
 
 
 def test_every_question_is_answered_from_numbers():
-    look = SecondLook({"history": 0.45}, {"expert-0": 0.3})
+    look = SecondLook({"history": 0.45}, {"expert-0": 0.3}, 0.52)
     made = review(usual(), verdict(0.55, "The user liked [e1]."), ["low_confidence"], look)
     reflection = made.reflection
     assert reflection is not None
@@ -110,6 +110,7 @@ def test_every_question_is_answered_from_numbers():
     assert "Without the history P(yes) falls from 0.55 to 0.45" in assumptions
     assert "hangs on that part" in assumptions
     assert "expert-0 does (gate weight 0.20) P(yes) falls from 0.55 to 0.30" in segment
+    assert "Weighed by a plain regression P(yes) falls from 0.55 to 0.52." in missing
     assert "pass over [e3], [e2], [e5], [e4]" in missing
     assert "[e2], [e4] speak for the opposite, with 28%" in opposite
     assert (reflection.before, reflection.rounds) == (0.55, 1)

@@ -7,7 +7,7 @@ import pytest
 
 from ray_app.config import DataConfig
 from ray_app.data.clean import clean
-from ray_app.data.feedback import joined, read_feedback
+from ray_app.data.feedback import is_there, joined, read_feedback
 from ray_app.data.sources import Raw
 from ray_app.data.store import Store
 from ray_app.data.tables import META, parse_text
@@ -22,8 +22,8 @@ def table(text: str) -> pl.DataFrame:
 
 
 @pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+def url(database: str) -> str:
+    return database
 
 
 @pytest.fixture
@@ -55,6 +55,12 @@ def cleaned(source: str, collected: pl.DataFrame, **data):
         pl.DataFrame(schema={"user_id": pl.String} | META),
     )
     return clean(raw, DataConfig(source="files", **data))
+
+
+def test_a_store_is_there_once_it_was_opened(url):
+    assert not is_there(url)
+    Store(url).close()
+    assert is_there(url)
 
 
 SOURCE = "user_id,item_id,timestamp,rating\nu1,i1,100,5\nu1,i2,200,3\n"
@@ -123,7 +129,8 @@ def test_a_split_of_the_source_leaves_no_place_for_it(store, url):
     [
         ("sqlite:///{}/gone.db", "does not exist"),
         ("sqlite:///{}/empty.db", "no such table"),
-        ("nothing://there", "cannot be read"),
+        ("postgresql+psycopg://127.0.0.1:1/none", "cannot be read"),
+        ("mysql://there", "sqlite:/// or postgresql"),
         ("no url", "cannot be read"),
     ],
 )

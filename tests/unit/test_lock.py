@@ -17,5 +17,5 @@ def pins(name: str) -> dict[str, str]:
 def test_what_clusters_add_is_what_the_tests_ran_with():
     lock = pins("cpu.txt")
     both = {name: version for name, version in pins("cluster.txt").items() if name in lock}
-    assert {"s3fs", "boto3", "python-dateutil"} <= set(both)
+    assert {"s3fs", "boto3", "python-dateutil", "psycopg", "psycopg-binary"} <= set(both)
     assert both == {name: lock[name] for name in both}

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from ray_app.bundle import Bundle
 from ray_app.errors import OverloadedError
 from ray_app.records import Recommendation
-from serve.ingress import make_api
+from serve.ingress import PAGE, make_api
 from serve.limits import MAX_BODY
 from tests.bundles import LinearStudent
 from tests.pages import make_front
@@ -103,7 +103,8 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(clien
     page = client.get("/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in ("app.js", "api.js", "card.js", "combo.js", "dom.js", "steps.js", "style.css", "icon.svg"):
+    assert client.get("/run").headers["content-security-policy"] == page.headers["content-security-policy"]
+    for name in sorted(path.name for path in PAGE.iterdir() if path.suffix != ".html"):
         answer = client.get(f"/page/{name}")
         assert answer.status_code == 200
         assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
@@ -134,6 +135,7 @@ def test_a_body_that_is_not_json(client, content):
         ({"user_id": 3}, "user_id", "3"),
         ({"users": 3}, "users", "3"),
         ({"high_stakes": "maybe"}, "high_stakes", "'maybe'"),
+        ({"high_stakes": 1}, "high_stakes", "1"),
     ],
 )
 def test_unusable_values_are_named(client, body, field, value):
@@ -147,6 +149,7 @@ def test_unusable_values_are_named(client, body, field, value):
     [
         ({}, "either rating or label"),
         ({"rating": 4, "label": 1}, "either rating or label"),
+        ({"rating": "4"}, "rating: Input should be a valid number"),
         ({"rating": 6}, "rating: 6 is out of range: send 0 to 5"),
         ({"label": 2}, "label"),
         ({"label": 1, "timestamp": -1}, "timestamp -1"),

@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.train_loop import schedule, sizes_in, steps_of, stream, whole
+from pipelines.train_checkpoints import Interrupted, sizes_in, whole
+from pipelines.train_data import steps_of, stream
+from pipelines.train_loop import schedule
 from ray_app.config import Config, LoraSection, load, validate
 from ray_app.student.model import (
     SOFT_NAMES,
@@ -331,18 +333,29 @@ def test_a_checkpoint_with_a_file_cut_off_or_gone_is_not_resumed(tmp_path, capsy
     (tmp_path / "state").mkdir()
     weights, place = tmp_path / "state" / "weights.pt", tmp_path / "place-0.json"
     weights.write_bytes(b"x" * 100)
-    place.write_text(json.dumps({"phase": "global", "step": 7, "files": sizes_in(tmp_path)}))
+    place.write_text(json.dumps({"phase": "global", "step": 7, "world": 1, "files": sizes_in(tmp_path)}))
     device = torch.device("cpu")
-    found = whole(tmp_path, 0, device)
+    found = whole(tmp_path, device)
     assert found is not None
     assert (found["step"], found["files"]) == (7, {"state/weights.pt": 100})
     weights.write_bytes(b"x" * 99)
-    assert whole(tmp_path, 0, device) is None
+    assert whole(tmp_path, device) is None
     assert "state/weights.pt is damaged, the phase starts over" in capsys.readouterr().out
     weights.unlink()
-    assert whole(tmp_path, 0, device) is None
+    assert whole(tmp_path, device) is None
+    weights.write_bytes(b"x" * 100)
+    assert whole(tmp_path, device) is not None
+    place.write_text(place.read_text().replace('"world": 1', '"world": 2'))
+    assert whole(tmp_path, device) is None, "the second worker's part is missing"
     place.write_text(place.read_text()[:-5])
-    assert whole(tmp_path, 0, device) is None
+    assert whole(tmp_path, device) is None
+
+
+def test_another_number_of_workers_goes_on_at_the_same_place_of_the_data():
+    last = Interrupted(Path(), step=7, world=2, curve=[{"step": 4, "of": 20, "valid_auc": 0.6}])
+    assert last.at(2, 20) == (7, last.curve)
+    assert last.at(1, 40) == (14, [{"step": 8, "of": 40, "valid_auc": 0.6}])
+    assert last.at(4, 10) == (4, [{"step": 2, "of": 10, "valid_auc": 0.6}])
 
 
 LLAMA3_8B = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.train_loop import whole_users
+from pipelines.train_data import whole_users
 from ray_app.student.batching import Sequence
 from ray_app.student.stopping import EarlyStopping
 
