@@ -157,11 +157,11 @@ def engine(name: str, rank: int, workers: int, size: tuple[int, int], of: dict[s
     import torch
 
     from pipelines.train_data import stream
-    from ray_app.student.phases import ANSWERS, Phase, build
+    from ray_app.student.phases import LANGUAGE, Phase, build
 
     config, rows, data, tokenizer = load(of, size)
     deepspeed.init_distributed(dist_backend="gloo")
-    phase = Phase(ANSWERS, 1.0, 1e-3)
+    phase = Phase(LANGUAGE, 1.0, 1e-3)
     student = build(phase, config, Path(of["run"]), tokenizer, data.widths)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     model: Any

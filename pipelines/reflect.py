@@ -34,7 +34,7 @@ from ray_app.student.experts import Choice
 
 VALID = "valid"
 REPORT = "report.json"
-LIMIT = 500
+LIMIT = 1000
 """Doubted rows of a split that are decided again; a seeded sample of them where there are more."""
 TOGETHER = 64
 """Rows that are decided again at the same time."""

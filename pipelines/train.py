@@ -36,7 +36,7 @@ from ray_app.records import Context, Trace
 from ray_app.student import calibration
 from ray_app.student.batching import check_lengths, sequence
 from ray_app.student.experts import GLOBAL, Clusters, cluster_by_last_row, gate_logits
-from ray_app.student.phases import LANGUAGE, PROJECTOR, load_tokenizer
+from ray_app.student.phases import ANSWERS, PROJECTOR, load_tokenizer
 from ray_app.student.publishing import worth_publishing
 from ray_app.student.tokens import NO, YES, train_tokenizer
 
@@ -320,7 +320,7 @@ def lay_out(config: Config, local: Path, clusters: Clusters) -> None:
         shutil.copytree(local / name / "adapter", student / "adapters" / name)
     shutil.copy(local / GLOBAL / PROJECTOR, student / PROJECTOR)
     if config.student.base is None:
-        shutil.copytree(local / LANGUAGE / "base", student / "model")
+        shutil.copytree(local / ANSWERS / "base", student / "model")
         shutil.copytree(local / "tokenizer", student / "model", dirs_exist_ok=True)
     with open(student / "clusters.npz", "wb") as file:
         clusters.save(file)

@@ -34,12 +34,15 @@ class Data:
         self.corpus = [item for item, _ in read_tokens(corpus)] if corpus.exists() else []
 
     def of(self, phase: Phase) -> list[Sequence]:
-        if phase.name == ANSWERS:
-            return self.corpus * self.passes + [item for item, _ in self.examples if not item.reasoned]
         if phase.name == LANGUAGE:
             return [item for item, _ in self.examples if item.reasoned]
         own = [item for item, cluster in self.examples if phase.cluster in (None, cluster)]
-        return own if phase.warm else self.corpus + own
+        return self.corpus * self.passes + own if phase.name == ANSWERS else own
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """Every training row that some phase sees."""
+        return np.unique([item.row_id for item in [*self.corpus, *(item for item, _ in self.examples)]])
 
     @property
     def valid(self) -> list[Sequence]:

@@ -75,7 +75,7 @@ def run_phase(phase: Phase, config: Config, folder: Path, data: Data, rank: int,
     watch = EarlyStopping(config.train.patience)
     rows = data.of(phase)
     total = steps_of(rows, phase, config, world)
-    engine, rates, step, curve = start(phase, config, folder, data, rows, world, total, watch)
+    engine, rates, step, curve = start(phase, config, folder, data, world, total, watch)
     progress = Progress(phase, step, total, world, curve, folder / BOARD if rank == 0 else None)
     glance, done = whole_users(data.valid_of(phase), CURVE_ROWS[phase.whole], config.seed), False
     saved = time.monotonic()
@@ -120,7 +120,6 @@ def start(
     config: Config,
     folder: Path,
     data: Data,
-    rows: list[Sequence],
     world: int,
     total: int,
     watch: EarlyStopping,
@@ -132,7 +131,7 @@ def start(
     settings = json.loads(Path(config.train.deepspeed).read_text())
     student = build(phase, config, folder, data.tokenizer, data.widths)
     if phase.source is None:
-        seen = np.unique([item.row_id for item in rows])
+        seen = data.row_ids
         student.projector.fit_scaling(
             {name: torch.from_numpy(np.asarray(data.vectors[name][seen])) for name in SOFT_NAMES}
         )

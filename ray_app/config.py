@@ -232,14 +232,14 @@ class BootstrapConfig(Section):
     heads: int = Field(default=3, ge=1)
     vocab: int = Field(default=2000, ge=300)
     answer_passes: int = Field(default=1, ge=1)
-    """Passes over all training rows as short Yes/No prompts; the mix's Yes/No rows are shown once among
-    them, since a small model soon knows long prompts by heart."""
+    """Passes over all training rows as short Yes/No prompts; the mix is shown once among them, since a small
+    model soon knows long prompts by heart."""
     language_epochs: float = Field(default=2.0, gt=0)
-    """Passes over the reasoning rows, from there: text takes longer to learn than answers."""
+    """Passes over the reasoning rows before that: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Of AdamW, for embeddings, norms and the projector."""
     matrix_learning_rate: float | None = Field(default=0.01, gt=0)
-    """Of Muon, for the matrices of the layers; null leaves them to AdamW."""
+    """Of Muon, for the matrices of the layers while they learn language; null leaves them to AdamW."""
 
     @model_validator(mode="after")
     def _head_size(self) -> BootstrapConfig:

@@ -24,7 +24,7 @@ OTHER = "other"
 AGENTS = ("retrieval", "swing", "reasoning", "reflection", "explanation", "total")
 STAGES = ("prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish")
 ROUTES = ("recommendations", "explanations", "interactions", "users", "items")
-PHASES = ("answers", "language", "global", "expert")
+PHASES = ("language", "answers", "global", "expert")
 TRIGGERS = ("low_confidence", "conflict", "high_stakes", "inconsistent")
 MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000]
 

@@ -52,7 +52,7 @@ TABLE: dict[str, Constant] = {
     "write_cpu": Constant(1 / 2500, "CPU s/token", "measured here: vLLM on CPU, tiny student, batched"),
     "evaluate_fixed": Constant(80, "CPU s", "measured here: trees, intervals, texts, engine start"),
     "session": Constant(12, "s/stage", "measured here: Ray workers start and import"),
-    "glances": Constant(3500, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
+    "glances": Constant(5800, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
     "phase": Constant(8, "s/phase", "measured here: model, optimizer, validation, commit"),
     # Swing's work
     "skew": Constant(2.83, "E[n^2]/E[n]^2", "measured here: users per item of MovieLens-100K"),

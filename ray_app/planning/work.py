@@ -105,12 +105,12 @@ def work_of(config: Config, size: Size) -> Work:
     recs = min(train_rows, round(reasons * (1 - share) / share))
     valid = min(train.valid_rows, round(size.interactions * config.data.split.valid))
     corpus = 0 if config.student.base else train_rows
-    mix = recs * tokens.dropped + reasons * tokens.reasoned
-    phases = {"global": train.epochs * (mix + corpus * tokens.bare), "experts": train.expert_epochs * mix}
+    reasoned, even = reasons * tokens.reasoned, value("padding")
+    mix = value("padding_users") * (recs * tokens.dropped + reasoned)
+    phases = {"global": train.epochs * mix, "experts": train.expert_epochs * mix}
     if corpus:
-        answers = own.answer_passes * corpus * tokens.bare + recs * tokens.dropped
-        language = own.language_epochs * reasons * tokens.reasoned
-        phases = {"answers": answers, "language": language} | phases
+        answers = even * own.answer_passes * corpus * tokens.bare + mix
+        phases = {"language": even * own.language_epochs * reasoned, "answers": answers} | phases
     return Work(
         train_rows=train_rows,
         reasoned_rows=chosen,
@@ -120,10 +120,7 @@ def work_of(config: Config, size: Size) -> Work:
         rec_examples=recs,
         contexts=recs + valid + corpus,
         sequences=recs + reasons + valid + corpus,
-        phases={
-            name: count * (value("padding") if name == "language" else value("padding_users"))
-            for name, count in phases.items()
-        },
+        phases=phases,
         swing_steps=sum(swing_steps(config, size, share) for share in snapshot_shares(config)),
         tokens=tokens,
     )

@@ -3,15 +3,15 @@
 Each phase is a model with some parameters trainable, a set of sequences and a number of passes; what it
 leaves is small (a base, or an adapter and a projector) and is what the next phase starts from.
 
-    answers     all parameters     short Yes/No rows, then those of the mix         -> base/, projector.pt
-    language    all parameters     the mix's reasoning rows                         -> base/, projector.pt
-    global      LoRA, projector    the mix, and after a base of our own short rows  -> adapter/, projector.pt
+    language    all parameters     the mix's reasoning rows                          -> base/, projector.pt
+    answers     all parameters     the mix, and every training row as a short prompt -> base/, projector.pt
+    global      LoRA, projector    the mix                                           -> adapter/, projector.pt
     expert-N    LoRA               the mix of cluster N's users, from the global one -> adapter/
 
 The first two make a base where the config names none. They follow each other because they need different
-things: answers are learnt in a few hundred steps, and steps on them in between hold up the attention heads
-that copy facts from a prompt, which take thousands. Language costs some of the answers again; the global
-adapter, which leaves the copying alone, learns them anew.
+things: the attention heads that copy facts from a prompt take thousands of steps, and steps on answers in
+between hold them up; answers are learnt in a few hundred, and the reasoning rows among them keep the
+language. The other way round, language would cost the answers again, more than an adapter can make good.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ray_app.student.experts import GLOBAL
 from ray_app.student.model import Projector, Student, tiny_llama, with_lora
 from ray_app.student.tokens import answer_ids
 
-ANSWERS, LANGUAGE = "answers", "language"
+LANGUAGE, ANSWERS = "language", "answers"
 PROJECTOR = "projector.pt"
 BETAS = (0.9, 0.98)
 
@@ -52,7 +52,7 @@ class Phase:
     @property
     def whole(self) -> bool:
         """Whether it trains all parameters of the base."""
-        return self.name in (ANSWERS, LANGUAGE)
+        return self.name in (LANGUAGE, ANSWERS)
 
     @property
     def warm(self) -> bool:
@@ -63,10 +63,10 @@ class Phase:
 def phases(config: Config, clusters: int) -> list[Phase]:
     train, found, source = config.train, [], None
     if config.student.base is None:
-        own, source = config.student.bootstrap, LANGUAGE
-        rates = {"learning_rate": own.learning_rate, "matrix_rate": own.matrix_learning_rate}
-        found.append(Phase(ANSWERS, 1.0, **rates))
-        found.append(Phase(LANGUAGE, own.language_epochs, source=ANSWERS, **rates))
+        own, source = config.student.bootstrap, ANSWERS
+        rate = own.learning_rate
+        found.append(Phase(LANGUAGE, own.language_epochs, rate, matrix_rate=own.matrix_learning_rate))
+        found.append(Phase(ANSWERS, 1.0, rate / 2, LANGUAGE, projector_rate=rate))
     projector_rate = train.projector_learning_rate
     found.append(Phase(GLOBAL, train.epochs, train.learning_rate, source, projector_rate=projector_rate))
     for number in range(clusters):
@@ -76,8 +76,8 @@ def phases(config: Config, clusters: int) -> list[Phase]:
 
 
 def load_base(config: Config, folder: Path) -> Any:
-    """The base LM: made in this run (`folder`/language/base) or named by the config."""
-    return load_lm(config.student.base or str(folder / LANGUAGE / "base"), config)
+    """The base LM: made in this run (`folder`/answers/base) or named by the config."""
+    return load_lm(config.student.base or str(folder / ANSWERS / "base"), config)
 
 
 def load_lm(source: str, config: Config) -> Any:
@@ -103,10 +103,10 @@ def load_tokenizer(config: Config, folder: Path) -> Any:
 def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Mapping[str, int]) -> Student:
     """The student of a phase with exactly its trainable parameters requiring gradients."""
     dropout, source = config.student.projector_dropout, folder / phase.source if phase.source else None
-    if phase.name == ANSWERS:
+    if phase.name == LANGUAGE:
         lm = tiny_llama(config.student.bootstrap, tokenizer, config.student.max_length, config.seed)
-    elif phase.name == LANGUAGE:
-        lm = load_lm(str(folder / ANSWERS / "base"), config)
+    elif phase.name == ANSWERS:
+        lm = load_lm(str(folder / LANGUAGE / "base"), config)
     else:
         lm = load_base(config, folder)
     torch.manual_seed(config.seed)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines import train
 from pipelines.assemble import assemble
@@ -89,9 +90,9 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     assert counts["phases"] == 3 + len(experts)
     assert counts["trainable"] > 0
     curves = json.loads((folder / "curves.json").read_text())
-    for phase in ("answers", "language", "global", *experts):
+    for phase in ("language", "answers", "global", *experts):
         points = curves[phase]["curve"]
-        whole = phase in ("answers", "language")
+        whole = phase in ("language", "answers")
         assert points[-1]["step"] == points[-1]["of"] or (not whole and len(points) > config.train.patience)
         assert all(0 <= point["valid_auc"] <= 1 for point in points)
     student = folder / "student"
@@ -114,6 +115,10 @@ def test_two_workers_train_every_phase_and_agree_on_checkpoints(small_run, token
     assert sum(row["users"] for row in table) == 60
     assert not (folder / "checkpoints").exists()
     assert not list(folder.glob(".*.partial"))
+    board = EventAccumulator(str(folder / "tensorboard" / "global")).Reload()
+    shown, last = board.Scalars("valid_uauc")[-1], curves["global"]["curve"][-1]
+    assert shown.value == pytest.approx(last["valid_uauc"], abs=1e-5)
+    assert [event.step for event in board.Scalars("loss_text")] == list(range(1, last["step"] + 1))
 
 
 def test_it_is_current_until_something_changes_what_is_learned(small_run, undisturbed):
@@ -125,21 +130,21 @@ def test_it_is_current_until_something_changes_what_is_learned(small_run, undist
 
 
 def kill_in_the_midst(process: subprocess.Popen, checkpoints: Path) -> dict:
-    """kill -9 the training worker, the driver and all of its Ray, once `language` has a checkpoint.
+    """kill -9 the training worker, the driver and all of its Ray, once `answers` has a checkpoint.
 
     Returns what that checkpoint says.
     """
     deadline = time.monotonic() + 240
     while True:
         assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint of the language phase"
+        assert time.monotonic() < deadline, "no checkpoint of the answers phase"
         try:
             listed = json.loads((checkpoints / train.SNAPSHOT).read_text())
             last = checkpoints / listed["latest_checkpoint_result"]["checkpoint_dir_name"]
             state = json.loads((last / "place-0.json").read_text())
         except (OSError, ValueError, TypeError):  # not there yet, being written, or replaced meanwhile
             state = {"phase": None}
-        if state["phase"] == "language" and state["curve"]:
+        if state["phase"] == "answers" and state["curve"]:
             break
         time.sleep(0.01)
     tree = psutil.Process(process.pid).children(recursive=True)
@@ -166,15 +171,15 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
             process.kill()
             process.wait()
     assert not (folder / "manifest.json").exists()
-    assert not (folder / "language").exists()
-    finished = (folder / "answers" / "done.json").stat().st_mtime_ns
+    assert not (folder / "answers").exists()
+    finished = (folder / "language" / "done.json").stat().st_mtime_ns
     (tmp_path / "two").mkdir()
     spread = copy_of(killed, tmp_path / "two")
 
     manifest = execute(killed, train.spec(config, killed))
     assert manifest["resumed"]
-    assert (folder / "answers" / "done.json").stat().st_mtime_ns == finished, "a finished phase was repeated"
-    curve = json.loads((folder / "language" / "done.json").read_text())["curve"]
+    assert (folder / "language" / "done.json").stat().st_mtime_ns == finished, "a finished phase was repeated"
+    curve = json.loads((folder / "answers" / "done.json").read_text())["curve"]
     assert curve[: len(seen["curve"])] == seen["curve"], "training did not go on from its checkpoint"
     run, whole = undisturbed
     expected, found = learned(run), learned(killed)
@@ -189,7 +194,7 @@ def test_kill_minus_nine_and_resume_give_the_same_weights(small_run, tokenized, 
 
 def goes_on_with_two_workers(config: Config, run: Run, seen: dict) -> None:
     assert execute(run, train.spec(config, run))["resumed"]
-    done = json.loads((run.stage("train").local() / "language" / "done.json").read_text())
+    done = json.loads((run.stage("train").local() / "answers" / "done.json").read_text())
     kept = done["curve"][: len(seen["curve"])]
     assert [point["valid_uauc"] for point in kept] == [point["valid_uauc"] for point in seen["curve"]]
     assert [point["step"] for point in kept] == [-(-point["step"] // 2) for point in seen["curve"]]

@@ -23,7 +23,7 @@ from ray_app.student.model import (
     trainable,
     with_lora,
 )
-from ray_app.student.phases import ANSWERS, Phase, build, optimizer, phases, save
+from ray_app.student.phases import LANGUAGE, Phase, build, optimizer, phases, save
 from ray_app.student.tokens import train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -209,8 +209,8 @@ SMALL = validate({"student": {"bootstrap": {"hidden": 32, "layers": 1, "heads": 
 
 def test_phases_come_in_order_and_a_given_base_needs_none_of_its_own():
     assert [phase.name for phase in phases(SMALL, 3)] == [
-        "answers",
         "language",
+        "answers",
         "global",
         "expert-0",
         "expert-1",
@@ -224,23 +224,23 @@ def test_phases_come_in_order_and_a_given_base_needs_none_of_its_own():
 def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     tokenizer = train_tokenizer(["a plain text"], ["War"], 400)
     every = {phase.name: phase for phase in phases(SMALL, 1)}
-    answers = build(every["answers"], SMALL, tmp_path, tokenizer, WIDTHS)
-    assert trainable(answers) == sum(p.numel() for p in answers.parameters())
-    with torch.no_grad():
-        answers.projector.get_buffer("mean_user").fill_(3)
-    save(every["answers"], answers, tmp_path)
-
     language = build(every["language"], SMALL, tmp_path, tokenizer, WIDTHS)
-    assert trainable(language) == trainable(answers)
-    assert all(torch.equal(p, q) for p, q in zip(language.parameters(), answers.parameters(), strict=True))
+    assert trainable(language) == sum(p.numel() for p in language.parameters())
     with torch.no_grad():
-        language.lm.model.norm.weight.fill_(0.5)
+        language.projector.get_buffer("mean_user").fill_(3)
     save(every["language"], language, tmp_path)
+
+    answers = build(every["answers"], SMALL, tmp_path, tokenizer, WIDTHS)
+    assert trainable(answers) == trainable(language)
+    assert all(torch.equal(p, q) for p, q in zip(answers.parameters(), language.parameters(), strict=True))
+    with torch.no_grad():
+        answers.lm.model.norm.weight.fill_(0.5)
+    save(every["answers"], answers, tmp_path)
 
     general = build(every["global"], SMALL, tmp_path, tokenizer, WIDTHS)
     assert float(general.projector.get_buffer("mean_user")[0]) == 3
     base = general.lm.get_base_model().model
-    assert torch.equal(base.embed_tokens.weight, answers.lm.model.embed_tokens.weight)
+    assert torch.equal(base.embed_tokens.weight, language.lm.model.embed_tokens.weight)
     assert float(base.norm.weight[0]) == 0.5
     lora = 1 * 2 * 8 * (32 + 32)
     assert trainable(general) == lora + sum(p.numel() for p in general.projector.parameters())
@@ -262,7 +262,7 @@ def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
-    model, phase = student(), Phase(ANSWERS, 1, 1e-3, matrix_rate=0.01)
+    model, phase = student(), Phase(LANGUAGE, 1, 1e-3, matrix_rate=0.01)
     matrices, rest = optimizer(phase, model, 0.1).param_groups
     assert (matrices["use_muon"], matrices["lr"], rest["lr"]) == (True, 0.01, 1e-3)
     assert len(matrices["params"]) == 7 * model.lm.config.num_hidden_layers
@@ -283,7 +283,7 @@ def test_adamw_gives_the_projector_a_rate_of_its_own_and_none_where_it_is_frozen
 
 def test_building_a_phase_twice_gives_the_same_start(tmp_path):
     tokenizer = train_tokenizer(["a plain text"], ["War"], 400)
-    phase = Phase(ANSWERS, 1, 1e-3)
+    phase = Phase(LANGUAGE, 1, 1e-3)
     one, two = (build(phase, SMALL, tmp_path, tokenizer, WIDTHS).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
