@@ -62,10 +62,12 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 def quiet() -> None:
     """Leave a person who follows the points of the curve only what is to be acted on."""
+    from ray.train.v2._internal.execution import context
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Two long lines per worker and checkpoint. Not below "ray.train": this logger is named after its file.
+    context.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
