@@ -42,8 +42,10 @@ class Progress:
         self._seconds += time.monotonic() - self._resumed
 
     def point(self, step: int, auc: float, uauc: float) -> None:
-        """A point of the curve: the mean losses since the one before, and the validation rows."""
-        answer, text = np.mean(self._recent, axis=0)
+        """A point of the curve: validation, and the mean losses since the one before. Batches without text
+        have no text loss, and do not enter its mean."""
+        answers, texts = np.array(self._recent).T
+        answer, text = answers.mean(), texts[texts > 0].mean() if texts.any() else 0.0
         point = {
             "step": step,
             "of": self._total,

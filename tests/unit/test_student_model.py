@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.train_checkpoints import Interrupted, sizes_in, whole
+from pipelines.train_checkpoints import WEIGHTS, Interrupted, learning, sizes_in, whole
 from pipelines.train_data import steps_of, stream
 from pipelines.train_loop import schedule
 from ray_app.config import Config, LoraSection, load, validate
@@ -349,6 +349,17 @@ def test_a_checkpoint_with_a_file_cut_off_or_gone_is_not_resumed(tmp_path, capsy
     assert whole(tmp_path, device) is None, "the second worker's part is missing"
     place.write_text(place.read_text()[:-5])
     assert whole(tmp_path, device) is None
+
+
+def test_another_number_of_workers_starts_from_the_weights_of_the_checkpoint(tmp_path):
+    trained, fresh = student(lora=True), student(lora=True)
+    with torch.no_grad():
+        for parameter in learning(trained).values():
+            parameter.add_(0.5)
+    torch.save({name: p.detach() for name, p in learning(trained).items()}, tmp_path / WEIGHTS)
+    Interrupted(tmp_path, step=7, world=2, curve=[]).weights_into(fresh)
+    expected = trained.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
 
 
 def test_another_number_of_workers_goes_on_at_the_same_place_of_the_data():
