@@ -36,7 +36,7 @@ class Page:
         port = self._wait(lambda: (profile / "DevToolsActivePort").read_text().split()[0])
         targets = self._wait(lambda: httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json())
         address = next(one["webSocketDebuggerUrl"] for one in targets if one["type"] == "page")
-        self._socket = connect(address, max_size=None, proxy=None)
+        self._socket = connect(address, max_size=None, proxy=None).__enter__()
         self._next = 0
         self.faults: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
