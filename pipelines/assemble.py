@@ -12,7 +12,7 @@ import polars as pl
 
 from ray_app.agents.synthesis import DEFAULT, Weights
 from ray_app.artifacts import Folder, Run
-from ray_app.bundle import MANIFEST, REGRESSION, SYNTHESIS
+from ray_app.bundle import SYNTHESIS, TREES, seal
 from ray_app.collab.features import Histories
 from ray_app.config import Config
 from ray_app.student.experts import GLOBAL
@@ -39,7 +39,7 @@ def assemble(
     shutil.copy(encode / f"state-{moment}.npz", target / "state.npz")
     shutil.copy(encode / "latent" / f"{moment}.npy", target / "latent.npy")
     shutil.copytree(swing / moment, target / "swing")
-    for name in ("projector.pt", "clusters.npz", "calibration.json", REGRESSION):
+    for name in ("projector.pt", "clusters.npz", "calibration.json", TREES):
         shutil.copy(student / name, target / name)
     Folder(target).write_json(SYNTHESIS, synthesis.as_dict())
     if (student / "model").exists():
@@ -49,15 +49,14 @@ def assemble(
     for name in (GLOBAL, *experts):
         shutil.copytree(student / "adapters" / name, target / "adapters" / f"{name}@{version}")
     times = pl.read_parquet(prepare / "interactions.parquet", columns=["timestamp"])["timestamp"]
-    manifest = {
+    facts = {
         "version": version,
         "cut": int(times[rows - 1]),
         "moment": moment,
         "experts": experts,
         "config": config.model_dump(mode="json"),
     }
-    Folder(target).write_json(MANIFEST, manifest)
-    return manifest
+    return seal(target, facts)
 
 
 def write_histories(prepare: Path, encode: Path, rows: int, target: Path) -> None:

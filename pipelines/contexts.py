@@ -51,6 +51,14 @@ class ContextSource:
     def open(cls, config: Config, run_uri: str) -> ContextSource:
         return cls(config, Run(run_uri))
 
+    def whole_users(self, split: str, limit: int, seed: int) -> np.ndarray:
+        """Rows of whole users of the split, in a seeded order of users, up to about `limit` rows."""
+        rows = np.flatnonzero(self.splits == split)
+        users = np.random.default_rng(seed).permutation(np.unique(self.users[rows]))
+        counts = np.bincount(self.users[rows], minlength=len(self.user_ids))[users]
+        taken = users[: max(1, int(np.searchsorted(np.cumsum(counts), limit, side="right")))]
+        return rows[np.isin(self.users[rows], taken)]
+
     def build(self, row_ids: Sequence[int]) -> list[Context]:
         """Contexts in the order of row_ids; rows of one user and moment share the search for peers."""
         order = sorted(range(len(row_ids)), key=lambda at: (self.users[row_ids[at]], row_ids[at]))

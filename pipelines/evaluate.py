@@ -67,7 +67,7 @@ def evaluate_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
     bundle = Bundle.open(local / "bundle")
     vectors = load_vectors(run)
     models, penalty = item_models(source, split)
-    rows = chosen_rows(source, split, config.evaluate.rows, config.seed)
+    rows = source.whole_users(split, config.evaluate.rows, config.seed)
     table = yes_no_rows(config, run, rows)
     contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
     served = Served(config, bundle)
@@ -154,15 +154,6 @@ def write(
     frame = pl.DataFrame({"row_id": rows, "label": labels, "p_yes": p_yes, **columns})
     with folder.replacing("scores.parquet") as local:
         frame.write_parquet(local)
-
-
-def chosen_rows(source: ContextSource, split: str, limit: int, seed: int) -> np.ndarray:
-    """Rows of whole users of the split, in a seeded order of users, up to about `limit` rows."""
-    rows = np.flatnonzero(source.splits == split)
-    users = np.random.default_rng(seed).permutation(np.unique(source.users[rows]))
-    counts = np.bincount(source.users[rows], minlength=len(source.user_ids))[users]
-    taken = users[: max(1, int(np.searchsorted(np.cumsum(counts), limit, side="right")))]
-    return rows[np.isin(source.users[rows], taken)]
 
 
 def full_catalogue(

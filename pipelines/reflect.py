@@ -1,9 +1,9 @@
 """Stage reflect: fit the weights of reflection's synthesis on validation rows.
 
-The validation rows that `mix` prepared were scored by every adapter in training; what the gate makes of that
-is what will be served. Those in doubt among them are decided again as the reflection agent has it. Writes
-synthesis.json, which `publish` puts into the bundle, and report.json: decisions before and after on these
-rows, cross-fitted over users. `evaluate` judges the weights on rows that they have not seen.
+As many validation rows as `evaluate` takes of the test split are decided as they will be served, and those
+in doubt among them decided again as the reflection agent has it. Writes synthesis.json, which `publish` puts
+into the bundle, and report.json: decisions before and after on these rows, cross-fitted over users.
+`evaluate` judges the weights on rows that they have not seen.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from pipelines.assemble import assemble
 from pipelines.common import stage_main
+from pipelines.contexts import ContextSource
+from pipelines.mix import yes_no_rows
 from pipelines.rivals import load_vectors
 from pipelines.served import Served
 from ray_app.agents.interface import Dossier, SecondLook
@@ -29,12 +30,11 @@ from ray_app.bundle import SYNTHESIS, Bundle
 from ray_app.config import Config
 from ray_app.evaluation.metrics import finite
 from ray_app.records import Context, Verdict
-from ray_app.student.calibration import apply_all
 from ray_app.student.experts import Choice
 
 VALID = "valid"
 REPORT = "report.json"
-LIMIT = 1000
+LIMIT = 4000
 """Doubted rows of a split that are decided again; a seeded sample of them where there are more."""
 TOGETHER = 64
 """Rows that are decided again at the same time."""
@@ -50,6 +50,7 @@ def spec(config: Config, run: Run) -> StageSpec:
             "gate": serve.gate.model_dump(),
             "confidence": serve.confidence,
             "rounds": serve.reflection_rounds,
+            "rows": config.evaluate.rows,
             "bootstrap": config.evaluate.bootstrap,
             "seed": config.seed,
         },
@@ -58,42 +59,26 @@ def spec(config: Config, run: Run) -> StageSpec:
 
 
 def reflect_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
-    rows = pl.read_parquet(run.stage("mix").path("valid.parquet"))
-    contexts = [Context.model_validate_json(text) for text in rows["context"]]
-    vectors = {name: np.asarray(value[rows["row_id"]]) for name, value in load_vectors(run).items()}
+    source = ContextSource(config, run)
+    rows = source.whole_users(VALID, config.evaluate.rows, config.seed)
+    table = yes_no_rows(config, run, rows)
+    contexts = [Context.model_validate_json(text) for text in table["context"].to_pylist()]
+    vectors = {name: np.asarray(value[rows]) for name, value in load_vectors(run).items()}
     local = folder.local() / "bundle"
     assemble(config, run, local, VALID, VALID)
     served = Served(config, Bundle.open(local))
     try:
-        found = doubted(
-            config, served, contexts, vectors, *first_decisions(run, served.bundle, vectors["user"])
-        )
+        print(f"reflect: the student scores {len(rows):,} {VALID} rows", flush=True)
+        found = doubted(config, served, contexts, vectors, *served.score(contexts, vectors))
     finally:
         served.engine.close()
-    labels, users = (rows[name].to_numpy()[found.places] for name in ("label", "user"))
+    labels, users = (of[rows[found.places]] for of in (source.labels, source.users))
     weights, report = learn(
         found.features, labels.astype(np.float64), users, config.evaluate.bootstrap, config.seed
     )
     folder.write_json(SYNTHESIS, weights.as_dict())
     folder.write_json(REPORT, finite(report | {"triggers": found.triggers, "neutral": weights == NEUTRAL}))
-    return {"rows": rows.height, **summary(report), "neutral": weights == NEUTRAL}
-
-
-def first_decisions(
-    run: Run, bundle: Bundle, users: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
-    """What `Served.score` says of the validation rows, from the logits that training left of them."""
-    train = run.stage("train").local()
-    logits = {name: np.load(train / name / "valid_logits.npy") for name in bundle.adapters}
-    choices = [bundle.choice(user) for user in users]
-    blended = np.array(
-        [
-            sum(weight * float(logits[name][at]) for name, weight in choice.weights.items())
-            for at, choice in enumerate(choices)
-        ]
-    )
-    names = np.array([choice.name for choice in choices])
-    return blended, apply_all(bundle.calibration, names, blended), choices
+    return {"rows": len(rows), **summary(report), "neutral": weights == NEUTRAL}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ a regression and trees on the student's own vectors, fitted on the training rows
 
 from __future__ import annotations
 
-import lightgbm
 import numpy as np
 
 from pipelines.contexts import ContextSource
 from ray_app.artifacts import Run
 from ray_app.collab.regression import Regression
+from ray_app.collab.trees import Trees
 from ray_app.errors import DataError
 from ray_app.evaluation.baselines import ItemModel, cosine, ease, tuned
 from ray_app.student.model import SOFT_NAMES
@@ -57,23 +57,10 @@ def fitted(
             "change data.positive_rating or give other rows"
         )
 
-    def table(of: np.ndarray) -> np.ndarray:
-        return np.hstack([vectors[name][of] for name in SOFT_NAMES])
-
-    regression = Regression.fit({name: vectors[name][train] for name in SOFT_NAMES}, labels)
-    trees = lightgbm.LGBMClassifier(
-        n_estimators=150,
-        learning_rate=0.05,
-        num_leaves=31,
-        min_child_samples=50,
-        colsample_bytree=0.6,
-        random_state=seed,
-        n_jobs=2,
-        verbose=-1,
-    ).fit(table(train), labels)
+    known, asked = ({name: vectors[name][of] for name in SOFT_NAMES} for of in (train, rows))
     return {
-        "logistic regression": regression.p_yes({name: vectors[name][rows] for name in SOFT_NAMES}),
-        "trees": np.asarray(trees.predict_proba(table(rows)))[:, 1],
+        "logistic regression": Regression.fit(known, labels).p_yes(asked),
+        "trees": Trees.fit(known, labels, seed, threads=2).p_yes(asked),
     }
 
 

@@ -2,7 +2,7 @@
 
 Writes tokenizer/ (bootstrapped base), tokens/, one folder per phase (see `student.phases`), curves.json,
 experts.json and, ready for an engine, student/: model/ (a bootstrapped base), projector.pt, adapters/<name>,
-clusters.npz, calibration.json and regression.npz.
+clusters.npz, calibration.json and trees.txt.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipelines.encode import catalogue_of
 from pipelines.rivals import load_vectors
 from pipelines.train_loop import train_loop
 from ray_app.artifacts import Folder, Run, StageSpec, file_hash
-from ray_app.bundle import REGRESSION
-from ray_app.collab.regression import Regression
+from ray_app.bundle import TREES
+from ray_app.collab.trees import Trees
 from ray_app.config import Config
 from ray_app.errors import ConfigError
 from ray_app.prompts.cards import feature_token
@@ -288,7 +288,7 @@ def finish(
     folder = Folder(local)
     lay_out(config, local, clusters)
     folder.write_json("student/calibration.json", maps)
-    second_opinion(run).save(local / "student" / REGRESSION)
+    second_opinion(run, config.seed).save(local / "student" / TREES)
     curves = {name: json.loads((local / name / "done.json").read_bytes()) for name in phase_names(local)}
     folder.write_json("curves.json", curves)
     folder.write_json("experts.json", table)
@@ -304,12 +304,12 @@ def finish(
     }
 
 
-def second_opinion(run: Run) -> Regression:
-    """The regression that reflection asks beside the student, fitted on the same training rows."""
+def second_opinion(run: Run, seed: int) -> Trees:
+    """The trees that reflection asks beside the student, fitted on the same training rows."""
     rows = pl.read_parquet(run.stage("prepare").path("interactions.parquet"), columns=["split", "label"])
     train = np.flatnonzero(rows["split"].to_numpy() == "train")
     vectors = {name: value[train] for name, value in load_vectors(run).items()}
-    return Regression.fit(vectors, rows["label"].to_numpy()[train])
+    return Trees.fit(vectors, rows["label"].to_numpy()[train], seed)
 
 
 def lay_out(config: Config, local: Path, clusters: Clusters) -> None:

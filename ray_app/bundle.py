@@ -1,9 +1,10 @@
 """The published bundle: everything the service needs, as one versioned folder.
 
-    bundle.json         version, config, experts, and `cut`: the last timestamp it has seen
+    bundle.json         version, config, experts, `cut`: the last timestamp it has seen, and the SHA-256 of
+                        every file above report/
     model/              a bootstrapped base LM         adapters/<name>@<version>/   LoRA adapters
     projector.pt        clusters.npz                   calibration.json
-    regression.npz      synthesis.json
+    trees.txt           synthesis.json
     items.parquet       users.parquet                  histories.npz
     state.npz           latent.npy                     swing/   item neighbours and user index
     report/             the report of the run as published: metrics.json, report.html, plots
@@ -15,16 +16,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ray_app.agents.synthesis import Weights
-from ray_app.artifacts import Folder
+from ray_app.artifacts import Folder, file_hash
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
-from ray_app.collab.regression import Regression
 from ray_app.collab.rolling import ItemState, user_rate
+from ray_app.collab.trees import Trees
 from ray_app.config import Config, validate
 from ray_app.errors import ArtifactError, NotFoundError
 from ray_app.records import Interaction, Item, item_record
@@ -35,10 +37,10 @@ MANIFEST = "bundle.json"
 REPORT = "report"
 """Folder of the run's report in a published bundle; the service does without."""
 SYNTHESIS = "synthesis.json"
-REGRESSION = "regression.npz"
+TREES = "trees.txt"
 FILES = (
     "items.parquet", "users.parquet", "histories.npz", "state.npz", "latent.npy", "clusters.npz",
-    "calibration.json", REGRESSION, SYNTHESIS,
+    "calibration.json", TREES, SYNTHESIS,
 )  # fmt: skip
 """What `Bundle.open` reads beside the manifest and swing/."""
 
@@ -46,6 +48,29 @@ FILES = (
 def synthesis_weights(folder: Folder) -> Weights:
     """Weights of reflection's synthesis in the folder of a bundle, or of stage reflect."""
     return Weights(**folder.read_json(SYNTHESIS))
+
+
+def seal(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest of the bundle that the folder holds: `facts`, and the hash of every other file."""
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file != path / MANIFEST)
+    manifest = facts | {"files": {str(file.relative_to(path)): file_hash(file) for file in found}}
+    Folder(path).write_json(MANIFEST, manifest)
+    return manifest
+
+
+def verify(path: Path, manifest: dict[str, Any]) -> None:
+    """Raises ArtifactError if a file of a bundle is missing, or is not the one that was sealed."""
+    files: dict[str, str] = manifest.get("files", {})
+    missing = sorted({name for name in (*FILES, *files) if not (path / name).is_file()})
+    if missing:
+        raise ArtifactError(f"bundle {path} has no {', '.join(missing)}: run stage publish again")
+    if not files:
+        raise ArtifactError(f"bundle {path} lists no hashes of its files: run stage publish again")
+    changed = [name for name, known in files.items() if file_hash(path / name) != known]
+    if changed:
+        raise ArtifactError(
+            f"bundle {path}: {', '.join(changed)} not as published: copy the bundle again, or publish again"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,21 +94,19 @@ class Bundle:
     gatherer: Gatherer
     clusters: Clusters
     calibration: dict[str, tuple[float, float]]
-    regression: Regression
+    trees: Trees
     """What a second look weighs the same signals by."""
     synthesis: Weights
     """Of a decision and its second looks."""
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Raises ArtifactError if the folder holds no complete bundle."""
+        """Raises ArtifactError if the folder holds no complete bundle, or a file is not as it was sealed."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"{path} holds no {MANIFEST}: run the pipeline until stage publish")
-        missing = [name for name in FILES if not (path / name).is_file()]
-        if missing:
-            raise ArtifactError(f"bundle {path} has no {', '.join(missing)}: run stage publish again")
         facts = Folder(path).read_json(MANIFEST)
+        verify(path, facts)
         config = validate(facts["config"], str(path / MANIFEST))
         items = [item_record(row) for row in pl.read_parquet(path / "items.parquet").iter_rows(named=True)]
         user_ids = pl.read_parquet(path / "users.parquet")["user_id"].to_list()
@@ -112,7 +135,7 @@ class Bundle:
                 name: (value[0], value[1])
                 for name, value in Folder(path).read_json("calibration.json").items()
             },
-            regression=Regression.load(path / REGRESSION),
+            trees=Trees.load(path / TREES),
             synthesis=synthesis_weights(Folder(path)),
         )
 

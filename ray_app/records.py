@@ -238,7 +238,7 @@ class Candidate(Record):
 
 
 class Look(Record):
-    """A decision made again: P(yes) without parts of the evidence, by other adapters, and by a regression on
+    """A decision made again: P(yes) without parts of the evidence, by other adapters, and by boosted trees on
     the same signals."""
 
     without: dict[str, float]

@@ -12,11 +12,11 @@ import polars as pl
 
 from ray_app.agents.synthesis import DEFAULT
 from ray_app.artifacts import Folder
-from ray_app.bundle import MANIFEST, REGRESSION, SYNTHESIS, Bundle
+from ray_app.bundle import SYNTHESIS, TREES, Bundle, seal
 from ray_app.collab.features import Catalogue, Histories, encode
 from ray_app.collab.latent import item_vectors
-from ray_app.collab.regression import Regression
 from ray_app.collab.rolling import roll
+from ray_app.collab.trees import Trees
 from ray_app.config import Config
 from ray_app.data.store import Store
 from ray_app.engines.student import Scoring, Writing
@@ -135,7 +135,7 @@ def _write(
     told, window = (item, timestamp, rolling[:, :3], rates), config.collab.window
     vectors = encode(histories, user, start, end, *told, catalogue, latent, table, prior, window)
     Folder(folder).write_json(SYNTHESIS, DEFAULT.as_dict())
-    Regression.fit(vectors, label).save(folder / REGRESSION)
+    Trees.fit(vectors, label, config.seed).save(folder / TREES)
     items.write_parquet(folder / "items.parquet")
     users.write_parquet(folder / "users.parquet")
     fields = {name: getattr(histories, name) for name in Histories.__dataclass_fields__}
@@ -146,7 +146,7 @@ def _write(
         cluster_users(vectors["user"], 3, 3, config.seed).save(file)
     (folder / "calibration.json").write_text(json.dumps({"global": [1.0, 0.0], "expert-0": [0.8, 0.1]}))
     facts = {"version": VERSION, "config": config.model_dump(mode="json"), "experts": EXPERTS, "cut": cut}
-    Folder(folder).write_json(MANIFEST, facts)
+    seal(folder, facts)
 
 
 _LINE = re.compile(r"^ \( \[(e\d+)\] (\w+) (.*) \)$", re.MULTILINE)

@@ -115,7 +115,7 @@ class SecondLook:
     segments: dict[str, float]
     """Other adapter -> P(yes)."""
     reweighed: float | None = None
-    """P(yes) of the regression on the same signals (`collab.regression`)."""
+    """P(yes) of boosted trees on the same signals (`collab.trees`)."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class ReasoningAgent:
 
     async def reconsider(self, dossier: Dossier, round: int) -> list[SecondLook]:
         """Decide again with `round` sections left out at a time, as the next segment's expert would, and by
-        the regression on the same signals.
+        boosted trees on the same signals.
 
         Only sections that a prompt has are left out, so an item may have fewer looks than another.
         """
@@ -93,7 +93,7 @@ class ReasoningAgent:
         ]
         again = await self._blend(dossier, [(at, prompt) for at, _, prompt in looks], choice.weights)
         others = await self._blend(dossier, list(enumerate(whole)), {segment: 1.0}) if segment else []
-        found = [SecondLook({}, {}, float(p)) for p in self._bundle.regression.p_yes(dossier.vectors)]
+        found = [SecondLook({}, {}, float(p)) for p in self._bundle.trees.p_yes(dossier.vectors)]
         for (at, name, _), logit in zip(looks, again, strict=True):
             found[at].without[name] = apply(self._bundle.calibration, choice.name, float(logit))
         for at, logit in enumerate(others):

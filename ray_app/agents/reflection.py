@@ -161,7 +161,7 @@ def _missing(context: Context, verdict: Verdict, looks: list[SecondLook]) -> str
     used = {name for step in verdict.reasoning for name in step.citations}
     unused = _strongest([entry for entry in context.evidence if entry.id not in used])
     reweighed = [look.reweighed for look in looks if look.reweighed is not None]
-    parts = [f"Weighed by a plain regression P(yes) {_moved(verdict.p_yes, p)}." for p in reweighed[:1]]
+    parts = [f"Weighed by boosted trees P(yes) {_moved(verdict.p_yes, p)}." for p in reweighed[:1]]
     if unused:
         parts.append(f"The reasons pass over {_listed(unused)}.")
     if context.history_count < THIN:

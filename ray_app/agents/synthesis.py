@@ -1,7 +1,7 @@
 """The synthesis of a decision and its second looks, and the fit of its weights.
 
     z after = offset + w_initial * z + sum over sections s of w_s * z without s + w_segment * z other segment
-              + w_reweighed * z of the regression
+              + w_reweighed * z of the trees
 
 z are log odds of calibrated P(yes); a look that was not taken stands at z itself, so that its weight goes to
 the first decision. The weights are fitted on validation rows that trigger: logistic regression with a normal
@@ -11,6 +11,7 @@ the first one and only tells its doubts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,19 +95,22 @@ def learn(
     """(weights to serve, what they are worth) from `features` float [n, 7], labels [n] and user codes [n].
 
     The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
-    others. Reflection has to earn its place: unless it saves log loss there, and costs neither AUC nor
-    accuracy, the weights are `NEUTRAL`. So they are with too few rows, or labels all alike.
+    others. Reflection has to earn its place: unless it saves log loss there, and costs neither accuracy nor
+    AUC inside the folds, the weights are `NEUTRAL`. So they are with too few rows, or labels all alike.
     """
     if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
         return NEUTRAL, compared(rows, labels, users, expit(rows @ NEUTRAL.array()), resamples, seed)
     code = np.unique(users, return_inverse=True)[1]
     fold = np.random.default_rng(seed).permutation(code.max() + 1)[code] % FOLDS
     after = np.empty(len(labels))
-    for part in np.unique(fold):
-        held = fold == part
+    for held in _members(fold):
         after[held] = expit(rows[held] @ fit(rows[~held], labels[~held]).array())
     report = compared(rows, labels, users, after, resamples, seed)
-    return fit(rows, labels) if _better(report) else NEUTRAL, report
+    # Decisions of different weights are not compared with each other: AUC counts inside each fold.
+    gains = [_auc(after[at], labels[at]) - _auc(rows[at, 0], labels[at]) for at in _members(fold)]
+    better = np.nanmean(gains) >= 0 and report["accuracy_gain"]["value"] >= 0
+    saves = report["after"]["log_loss"] < report["before"]["log_loss"]
+    return fit(rows, labels) if better and saves else NEUTRAL, report
 
 
 def judged(
@@ -121,27 +125,37 @@ def compared(
 ) -> dict[str, Any]:
     """Decisions of doubted rows before and after reflection.
 
-    `before`, `after`: auc, accuracy, log_loss. `auc_gain`: the paired difference and its 95 % interval by
-    bootstrap over users. `turned` decisions, of which so many `better` and `worse`, with the exact two-sided
-    p of McNemar's test. What is undefined is None.
+    `before`, `after`: auc, accuracy, log_loss. `auc_gain`, `accuracy_gain`: the paired difference and its
+    95 % interval by bootstrap over users. `turned` decisions, of which so many `better` and `worse`, with the
+    exact two-sided p of McNemar's test. What is undefined is None.
     """
     code, before = np.unique(users, return_inverse=True)[1], expit(rows[:, 0])
-    gain = dict.fromkeys(("value", "low", "high"))
-    if len(np.unique(labels)) == 2:
-        later, earlier = (intervals.auc_statistic(code, labels, p) for p in (after, before))
-        number = int(code.max()) + 1
+    number = int(code.max(initial=-1)) + 1
+
+    def gain(
+        defined: bool, statistic: Callable[[np.ndarray], intervals.Statistic]
+    ) -> dict[str, float | None]:
+        if not defined:
+            return dict.fromkeys(("value", "low", "high"))
+        later, earlier = statistic(after), statistic(before)
 
         def difference(draws: np.ndarray) -> np.ndarray:
             return later(draws) - earlier(draws)
 
         low, high = intervals.user_bootstrap(difference, number, resamples, seed)
-        gain = {"value": float(difference(np.ones((1, number)))[0]), "low": low, "high": high}
+        return {"value": float(difference(np.ones((1, number)))[0]), "low": low, "high": high}
+
+    def accuracy(p: np.ndarray) -> intervals.Statistic:
+        right = np.bincount(code, _right(p, labels), number).astype(np.float64)
+        return intervals.ratio_statistic(right, np.bincount(code, minlength=number).astype(np.float64))
+
     return {
         "rows": len(labels),
         "users": len(np.unique(code)),
         "before": _measured(before, labels),
         "after": _measured(after, labels),
-        "auc_gain": gain,
+        "auc_gain": gain(len(np.unique(labels)) == 2, lambda p: intervals.auc_statistic(code, labels, p)),
+        "accuracy_gain": gain(len(labels) > 0, accuracy),
     } | _turned(before, after, labels)
 
 
@@ -154,10 +168,17 @@ def _mean(values: list[float], otherwise: float) -> float:
     return float(np.mean([log_odds(p) for p in values])) if values else otherwise
 
 
-def _better(report: dict[str, Any]) -> bool:
-    before, after = report["before"], report["after"]
-    no_worse = after["auc"] >= before["auc"] and after["accuracy"] >= before["accuracy"]
-    return no_worse and after["log_loss"] < before["log_loss"]
+def _members(fold: np.ndarray) -> list[np.ndarray]:
+    return [fold == part for part in np.unique(fold)]
+
+
+def _right(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return (p >= 0.5) == (labels > 0)
+
+
+def _auc(p: np.ndarray, labels: np.ndarray) -> float:
+    """Not a number where it is undefined."""
+    return auc(labels, p) if len(np.unique(labels)) == 2 else float("nan")
 
 
 def _measured(p: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
@@ -165,14 +186,14 @@ def _measured(p: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
         return dict.fromkeys(("auc", "accuracy", "log_loss"))
     return {
         "auc": float(auc(labels, p)) if len(np.unique(labels)) == 2 else None,
-        "accuracy": float(((p >= 0.5) == (labels > 0)).mean()),
+        "accuracy": float(_right(p, labels).mean()),
         "log_loss": float(-np.log(np.clip(np.where(labels > 0, p, 1 - p), NEVER, 1)).mean()),
     }
 
 
 def _turned(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     turned = (before >= 0.5) != (after >= 0.5)
-    better = int((turned & ((after >= 0.5) == (labels > 0))).sum())
+    better = int((turned & _right(after, labels)).sum())
     worse = int(turned.sum()) - better
     p = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return {"turned": better + worse, "better": better, "worse": worse, "p": float(p)}

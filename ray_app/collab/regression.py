@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,16 +45,6 @@ class Regression:
         """float64 [n]"""
         scaled = np.clip((_side_by_side(vectors) - self.mean) * self.scale, -FAR, FAR)
         return expit(self.offset + scaled @ self.weights)
-
-    def save(self, path: Path) -> None:
-        with open(path, "wb") as file:
-            arrays: dict[str, Any] = vars(self)
-            np.savez(file, **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Regression:
-        with np.load(path) as stored:
-            return cls(stored["mean"], stored["scale"], stored["weights"], float(stored["offset"]))
 
 
 def _side_by_side(vectors: Mapping[str, np.ndarray]) -> np.ndarray:

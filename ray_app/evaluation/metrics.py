@@ -230,6 +230,7 @@ class ReflectionSection(Section):
     before: Decisions
     after: Decisions
     auc_gain: Gain
+    accuracy_gain: Gain
     turned: int
     """Decisions that changed, of which so many for the better and for the worse."""
     better: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ray_app.agents.orchestrator import PATIENCE, Orchestrator, ranking
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
 from ray_app.agents.swing import SwingAgent
+from ray_app.agents.synthesis import NEUTRAL
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
@@ -241,8 +243,9 @@ class TestSequence:
         }
 
     def test_the_best_of_all_candidates_are_shown(self, bundle):
-        few = run(orchestrator(bundle, LinearStudent()).recommend("u3", 3))
-        all_of_them = run(orchestrator(bundle, LinearStudent()).recommend("u3", 22))
+        steady = replace(bundle, synthesis=NEUTRAL)
+        few = run(orchestrator(steady, LinearStudent()).recommend("u3", 3))
+        all_of_them = run(orchestrator(steady, LinearStudent()).recommend("u3", 22))
         assert {e.item.item_id for e in few.items} == {e.item.item_id for e in all_of_them.items[:3]}
 
     def test_low_confidence_is_reconsidered(self, bundle):

@@ -110,7 +110,7 @@ def test_every_question_is_answered_from_numbers():
     assert "Without the history P(yes) falls from 0.55 to 0.45" in assumptions
     assert "hangs on that part" in assumptions
     assert "expert-0 does (gate weight 0.20) P(yes) falls from 0.55 to 0.30" in segment
-    assert "Weighed by a plain regression P(yes) falls from 0.55 to 0.52." in missing
+    assert "Weighed by boosted trees P(yes) falls from 0.55 to 0.52." in missing
     assert "pass over [e3], [e2], [e5], [e4]" in missing
     assert "[e2], [e4] speak for the opposite, with 28%" in opposite
     assert (reflection.before, reflection.rounds) == (0.55, 1)

@@ -22,7 +22,7 @@ from ray_app.agents.synthesis import (
     synthesis,
 )
 from ray_app.artifacts import Folder
-from ray_app.bundle import SYNTHESIS, Bundle, synthesis_weights
+from ray_app.bundle import MANIFEST, SYNTHESIS, Bundle, seal, synthesis_weights
 from ray_app.config import ServeConfig
 
 
@@ -83,6 +83,9 @@ def test_fitted_decisions_are_better_on_rows_that_no_weight_has_seen():
         assert after["accuracy"] > before["accuracy"]
         assert gain["value"] == pytest.approx(after["auc"] - before["auc"])
         assert 0 < gain["low"] < gain["value"] < gain["high"]
+        more = measured["accuracy_gain"]
+        assert more["value"] == pytest.approx(after["accuracy"] - before["accuracy"])
+        assert 0 < more["low"] < more["value"] < more["high"]
         assert measured["p"] < 0.01
 
 
@@ -108,6 +111,7 @@ def test_turned_decisions_are_counted_and_tested_in_pairs():
     assert (found["rows"], found["users"]) == (6, 3)
     assert found["before"]["accuracy"] == pytest.approx(3 / 6)
     assert found["after"]["accuracy"] == pytest.approx(5 / 6)
+    assert found["accuracy_gain"]["value"] == pytest.approx(2 / 6)
     assert (found["turned"], found["better"], found["worse"]) == (4, 3, 1)
     assert found["p"] == pytest.approx(0.625)  # 2 * (C(4,0) + C(4,1)) / 2^4
 
@@ -125,5 +129,6 @@ def test_without_rows_or_with_one_label_the_first_decision_is_kept(labels):
 def test_a_bundle_keeps_them_and_the_agent_uses_them(bundle):
     assert bundle.synthesis == DEFAULT
     (bundle.path / SYNTHESIS).write_text(json.dumps(LOOKS.as_dict()))
+    seal(bundle.path, json.loads((bundle.path / MANIFEST).read_bytes()))
     assert Bundle.open(bundle.path).synthesis == synthesis_weights(Folder(bundle.path)) == LOOKS
     assert ReflectionAgent(ServeConfig(), LOOKS)._weights == LOOKS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_app.bundle import MANIFEST, Bundle
+from ray_app.bundle import MANIFEST, Bundle, seal
 from ray_app.errors import ArtifactError, NotFoundError, RationaleError
 from ray_app.records import Interaction
 from tests.bundles import EACH, EXPERTS, ITEMS_COUNT, USERS_COUNT, VERSION, make_bundle
@@ -51,6 +51,33 @@ def test_a_bundle_with_a_file_missing_is_one_line_that_names_it(bundle, tmp_path
         Bundle.open(copy)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["trees.txt", "latent.npy", "swing/items.indices.npy", "adapters/x/weights"])
+def test_a_damaged_file_is_one_line_that_names_it(bundle, tmp_path, name):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (copy / name).touch()
+    seal(copy, json.loads((copy / MANIFEST).read_bytes()))
+    Bundle.open(copy)
+    with open(copy / name, "r+b") as file:
+        first = file.read(1) or b"a"
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    with pytest.raises(ArtifactError, match=rf"{name} not as published: copy the bundle again") as caught:
+        Bundle.open(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_without_hashes_is_refused(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    facts = json.loads((copy / MANIFEST).read_bytes())
+    del facts["files"]
+    (copy / MANIFEST).write_text(json.dumps(facts))
+    with pytest.raises(ArtifactError, match="lists no hashes of its files: run stage publish again"):
+        Bundle.open(copy)
 
 
 def test_a_manifest_that_is_no_json_is_one_line(bundle, tmp_path):

@@ -35,10 +35,3 @@ def test_an_outlier_counts_no_further_than_some_standard_deviations():
     far = fitted.p_yes(row)
     row["pair"][0, 1] = fitted.mean[6] + FAR / fitted.scale[6]
     assert fitted.p_yes(row) == pytest.approx(far)
-
-
-def test_it_is_kept_to_the_bit(tmp_path):
-    vectors, labels = made(300)
-    fitted = Regression.fit(vectors, labels)
-    fitted.save(tmp_path / "regression.npz")
-    assert np.array_equal(Regression.load(tmp_path / "regression.npz").p_yes(vectors), fitted.p_yes(vectors))

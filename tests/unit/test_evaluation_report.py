@@ -114,7 +114,8 @@ def test_reflection_is_told_before_and_after(tmp_path: Path):
     metrics = invented_metrics()
     text = render(metrics, [], tmp_path).read_text()
     assert "low confidence 380, conflict 44" in text
-    assert "AUC gain .0230 (.0071 – .0389). 61 decisions turned, 34 for the better and 27" in text
+    assert "AUC gain .0230 (.0071 – .0389), accuracy gain .0110 (.0015 – .0205)." in text
+    assert "61 decisions turned, 34 for the better and 27" in text
     assert "reflection keeps it" not in text
     metrics["reflection"]["neutral"] = True
     assert "reflection keeps it" in render(metrics, [], tmp_path).read_text()
