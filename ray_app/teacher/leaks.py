@@ -101,23 +101,25 @@ class PromptAudit:
         return sorted(found, key=lambda leak: (-leak[2] * leak[3], leak[0]))
 
 
-def told_apart(one: list[str], other: list[str], seed: int = 0) -> float:
-    """AUC of a classifier that tells texts of two kinds apart by words and pairs of words, 0.5 = not at all.
+def told_apart(one: list[tuple[int, str]], other: list[tuple[int, str]], seed: int = 0) -> float:
+    """AUC of a classifier that tells (row_id, text) of two kinds apart by words and pairs of words.
 
-    Logistic regression on TF-IDF, five-fold cross-validated. Each kind needs ten texts or more.
+    0.5: not at all. Logistic regression on TF-IDF, five-fold cross-validated; texts of one row are in one
+    fold, or what they are about would tell them. Each kind needs texts of ten rows or more.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    texts, kinds = [*one, *other], [0] * len(one) + [1] * len(other)
+    rows, texts = zip(*one, *other, strict=True)
+    kinds = [0] * len(one) + [1] * len(other)
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=10, class_weight="balanced")
     )
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    found = np.asarray(cross_val_predict(model, texts, kinds, cv=folds, method="predict_proba"))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    found = np.asarray(cross_val_predict(model, texts, kinds, groups=rows, cv=folds, method="predict_proba"))
     return float(roc_auc_score(kinds, found[:, 1]))
 
 

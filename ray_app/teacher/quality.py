@@ -13,7 +13,7 @@ from ray_app.records import Context, Trace
 from ray_app.teacher.leaks import told_apart
 from ray_app.teacher.verification import conclusion
 
-TEXTS, ENOUGH = 1000, 50
+TEXTS, ENOUGH = 5000, 40
 """Texts of each mode that are kept to be told apart, and how many it takes."""
 SAMPLES = 12
 """Traces shown of each kind."""
@@ -31,7 +31,7 @@ class Quality:
         self._by: dict[str, Counter[tuple[str, bool]]] = {
             name: Counter() for name in ("template", "round", "stratum", "verdict", "mode")
         }
-        self._texts: dict[str, list[str]] = {}
+        self._texts: dict[str, list[tuple[int, str]]] = {}
         self._rejects: Counter[str] = Counter()
         self._tokens = Counter[str]()
         self._words: Counter[int] = Counter()
@@ -65,7 +65,7 @@ class Quality:
         texts = self._texts.setdefault(trace.mode, [])
         if len(texts) < TEXTS:
             steps = trace.steps[:-1] if conclusion(trace.steps) is not None else trace.steps
-            texts.append(CITATION.sub("[e]", " ".join(step.text for step in steps)))
+            texts.append((trace.row_id, CITATION.sub("[e]", " ".join(step.text for step in steps))))
 
     def report(self) -> dict[str, Any]:
         """Counts and shares.

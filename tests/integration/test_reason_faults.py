@@ -1,4 +1,7 @@
-"""Faults of the teacher's stage with real processes: no row is lost and none is there twice."""
+"""Faults of the teacher's stage with real processes: no row is lost and none is there twice.
+
+Each test prints how long it took to recover; `docs/reliability.md` holds a table of them.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -99,14 +103,13 @@ class Deadly:
 
     def build(self, row_ids):
         orders = json.loads(self._orders.read_text())
-        if orders["row"] in row_ids:
-            with open(self._orders.parent / "log", "a") as log:
-                log.write(f"{len(row_ids)}\n")
-            if orders["how"] == "hang":
-                time.sleep(600)
-            times = len((self._orders.parent / "log").read_text().split())
-            if times <= orders["times"]:
-                os.kill(os.getpid(), signal.SIGKILL)
+        deadly = orders["row"] in row_ids
+        with open(self._orders.parent / "log", "a") as log:
+            log.write(json.dumps([deadly, len(row_ids), time.time()]) + "\n")
+        if deadly and orders["how"] == "hang":
+            time.sleep(600)
+        if deadly and len(deaths(self._orders.parent)) <= orders["times"]:
+            os.kill(os.getpid(), signal.SIGKILL)
         return self._source.build(row_ids)
 
 
@@ -117,19 +120,34 @@ def order(config: Config, run: Run, how: str, times: int = 99) -> int:
     return row
 
 
-def deaths(run: Run) -> list[int]:
-    """How many rows were in each batch that died."""
-    return [int(line) for line in Path(run.folder.root, "log").read_text().split()]
+def batches(folder: Path) -> list[tuple[bool, int, float]]:
+    """Of each batch that was begun: is the deadly row in it, its rows, and when."""
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def deaths(folder: Path) -> list[int]:
+    """How many rows were in each batch with the deadly row."""
+    return [rows for deadly, rows, _ in batches(folder) if deadly]
+
+
+def tell_recovery(what: str, run: Run) -> None:
+    """Print how long after each deadly batch the next one was begun."""
+    begun = batches(Path(run.folder.root))
+    waits = [after[2] - before[2] for before, after in pairwise(begun) if before[0]]
+    print(f"\n{what}: next batch begun after {', '.join(f'{wait:.1f}' for wait in waits)} s")
 
 
 def test_an_engine_actor_that_is_killed_is_replaced_and_no_trace_changes(fresh, encoded, inputs, capfd):
     config = configure(inputs)
     order(config, fresh, "kill", times=1)
     counts = execute(fresh, reason.spec(config, fresh, Deadly))["counts"]
-    assert deaths(fresh) == [20, 1]
+    folder = Path(fresh.folder.root)
+    assert deaths(folder) == [20, 1]
     assert counts["dead"] == 0
     nothing_lost(config, fresh)
     assert "the engine's process was lost" in capfd.readouterr().out
+    with capfd.disabled():
+        tell_recovery("kill -9 of the engine's process", fresh)
     undisturbed = Run(Path(fresh.folder.root).parent / "undisturbed")
     shutil.copytree(encoded.folder.root, undisturbed.folder.root)
     execute(undisturbed, reason.spec(config, undisturbed))
@@ -141,11 +159,12 @@ def test_a_row_that_always_kills_the_engine_is_quarantined_alone(fresh, inputs):
     config = configure(inputs)
     row = order(config, fresh, "kill")
     counts = execute(fresh, reason.spec(config, fresh, Deadly))["counts"]
-    assert deaths(fresh) == [20, 1, 1], "once in its batch, twice alone"
+    assert deaths(Path(fresh.folder.root)) == [20, 1, 1], "once in its batch, twice alone"
     assert dead(fresh) == {row: ("the engine's process was lost 2 times over this row alone", 2)}
     assert counts["dead"] == 1
     nothing_lost(config, fresh)
     assert fresh.stage("reason").read_json("quality.json")["engines_lost"] == 3
+    tell_recovery("a row that always kills the engine", fresh)
 
 
 def test_a_row_over_which_the_engine_hangs_is_found_by_the_stall_limit(fresh, inputs):
@@ -154,6 +173,7 @@ def test_a_row_over_which_the_engine_hangs_is_found_by_the_stall_limit(fresh, in
     execute(fresh, reason.spec(config, fresh, Deadly))
     assert set(dead(fresh)) == {row}
     nothing_lost(config, fresh)
+    tell_recovery("the engine hangs, stall_s 8", fresh)
 
 
 def test_a_full_disk_is_one_clear_error_and_the_stage_goes_on_once_there_is_room(encoded, inputs, tmp_path):
@@ -184,8 +204,10 @@ def test_a_full_disk_is_one_clear_error_and_the_stage_goes_on_once_there_is_room
         before = served(fresh)
         assert 0 < len(before) < 240
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        begin = time.monotonic()
         manifest = execute(fresh, reason.spec(config, fresh))
         assert manifest["resumed"]
+        print(f"\ndisk full: {240 - len(before)} rows left, done in {time.monotonic() - begin:.1f} s")
         nothing_lost(config, fresh)
         assert not [name for name in os.listdir(folder / "shards") if name.startswith(".partial")]
     finally:
@@ -251,8 +273,10 @@ def test_a_server_that_turns_bad_ends_the_stage_and_resuming_asks_only_what_is_l
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"cache": str(tmp_path / "c")})}
         )
+        begin = time.monotonic()
         with pytest.raises(EngineError, match=rf"^none of 20 rows could be served; the first .*{told}"):
             execute(fresh, reason.spec(config, fresh))
+        ended = time.monotonic() - begin
         done = served(fresh)
         assert len(done) == 100, "what was served before is kept"
     with endpoint(lambda number, body: good(body)) as url:
@@ -261,7 +285,10 @@ def test_a_server_that_turns_bad_ends_the_stage_and_resuming_asks_only_what_is_l
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"cache": str(tmp_path / "c")})}
         )
+        begin = time.monotonic()
         assert execute(fresh, reason.spec(config, fresh))["resumed"]
+    left = time.monotonic() - begin
+    print(f"\nserver, {told}: the stage ended after {ended:.1f} s, the other 140 rows took {left:.1f} s")
     nothing_lost(config, fresh)
     assert set(done) < set(served(fresh))
     assert dead(fresh) == {}
@@ -286,11 +313,14 @@ def test_a_node_that_is_killed_costs_no_row(fresh, inputs):
             raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
             for process in [*raylet.children(recursive=True), raylet]:
                 process.kill()
+            killed.append(time.monotonic())
 
+        killed: list[float] = []
         killer = threading.Thread(target=kill)
         killer.start()
         counts = execute(fresh, reason.spec(config, fresh))["counts"]
         killer.join()
+        print(f"\na node is killed: all rows done {time.monotonic() - killed[0]:.1f} s later")
         assert len([node for node in ray.nodes() if node["Alive"]]) == 1
         nothing_lost(config, fresh)
         assert counts["dead"] == 0

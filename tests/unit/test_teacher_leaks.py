@@ -82,6 +82,14 @@ def test_only_the_clauses_that_give_it_away_are_stripped():
 
 def test_a_classifier_tells_apart_what_differs_and_only_that():
     rng = np.random.default_rng(1)
-    texts = [" ".join(rng.choice(WORDS, 30)) for _ in range(120)]
+    texts = [(row, " ".join(rng.choice(WORDS, 30))) for row in range(120)]
     assert told_apart(texts[:60], texts[60:]) == pytest.approx(0.5, abs=0.15)
-    assert told_apart(texts[:60], [f"{text} as it was told us" for text in texts[60:]]) > 0.95
+    told = [(row, f"{text} as it was told us") for row, text in texts[60:]]
+    assert told_apart(texts[:60], told) > 0.95
+
+
+def test_what_a_row_is_about_does_not_tell_its_texts_apart():
+    rng = np.random.default_rng(2)
+    about = [" ".join(rng.choice(WORDS, 4)) + f" subject{row}" for row in range(60)]
+    texts = [(row, f"{about[row]} {' '.join(rng.choice(WORDS, 8))}") for row in range(60) for _ in range(2)]
+    assert told_apart(texts[:60], texts[60:]) == pytest.approx(0.5, abs=0.2)
