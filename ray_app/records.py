@@ -212,7 +212,7 @@ class TrailStep(Record):
     number: int
     agent: str
     work: str
-    """fetch, propose, assemble, decide, write, triggers, reconsider, synthesise, present, without or
+    """fetch, propose, assemble, decide, gather, write, triggers, reconsider, synthesise, present, without or
     rethink; estimate where the student was gone."""
     began_ms: float
     """Since the request came."""

@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.deployment import Deployment
 
 from ray_app.agents.explanation import ExplanationAgent
-from ray_app.agents.interface import Detail, Dossier, Profile, Proposal, Review, SecondLook, UserView
+from ray_app.agents.interface import Detail, Dossier, Profile, Proposal, Review, SecondLook, Slate, UserView
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.reflection import ReflectionAgent
 from ray_app.agents.retrieval import DataRetrievalAgent
@@ -24,7 +24,7 @@ from ray_app.bundle import Bundle, synthesis_weights
 from ray_app.config import EngineConfig, ServeConfig
 from ray_app.data.store import Store, UserSummary
 from ray_app.engines.student import StudentEngine
-from ray_app.records import Explanation, Interaction, Item, Verdict
+from ray_app.records import Context, Explanation, Interaction, Item, Verdict
 from ray_app.tracing import traced
 from serve.settings import Settings
 
@@ -48,8 +48,11 @@ class Retrieval:
     async def fetch(self, user_id: str | None, item_id: str | None, opinions: dict[str, int]) -> UserView:
         return await self._agent.fetch(user_id, item_id, opinions)
 
-    async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
+    async def assemble(self, view: UserView, proposal: Proposal) -> Slate:
         return await self._agent.assemble(view, proposal)
+
+    async def gather(self, view: UserView, proposal: Proposal) -> list[Context]:
+        return await self._agent.gather(view, proposal)
 
     async def without(self, view: UserView, items: list[str], left_out: list[list[str]]) -> Dossier:
         return await self._agent.without(view, items, left_out)
@@ -93,8 +96,8 @@ class Reasoning:
         self._agent = ReasoningAgent(bundle, make_student(bundle, settings.config.serve.engine))
         self._warm = False
 
-    async def decide(self, dossier: Dossier) -> list[Verdict]:
-        return await self._agent.decide(dossier)
+    async def decide(self, slate: Slate) -> list[Verdict]:
+        return await self._agent.decide(slate)
 
     async def write(self, dossier: Dossier, verdicts: list[Verdict], attempt: int) -> list[Verdict]:
         return await self._agent.write(dossier, verdicts, attempt)

@@ -92,6 +92,7 @@ def team(
         fetch=again(retrieval, "fetch"),
         propose=again(swing, "propose"),
         assemble=again(retrieval, "assemble"),
+        gather=again(retrieval, "gather"),
         estimate=again(swing, "estimate"),
         decide=call(reasoning, "decide", EngineError),
         write=call(reasoning, "write", EngineError),

@@ -1,6 +1,7 @@
 """What the agents hand to each other, and the team as the orchestrator sees it.
 
-    fetch -> UserView -> propose -> Proposal -> assemble -> Dossier -> decide, write -> Verdicts
+    fetch -> UserView -> propose -> Proposal -> assemble -> Slate -> decide -> Verdicts of all
+          -> gather -> Dossier of the best -> write -> Verdicts with reasons
           -> review -> Reviews (reconsider -> SecondLook) -> present -> Explanations
           -> without -> Dossier -> rethink -> P(yes)
 
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ray_app.collab.evidence import History, Peers
+from ray_app.collab.evidence import History, Peers, crowd
 from ray_app.records import Context, Explanation, Item, Record, Reflection, User, Verdict
 
 Detail = Literal["brief", "standard", "detailed"]
@@ -79,10 +80,51 @@ class Proposal:
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     """float32 [n] each: what the scores are made of."""
 
+    def take(self, places: list[int]) -> Proposal:
+        """The part about the items at these places."""
+        signals = {name: values[places] for name, values in self.signals.items()}
+        return Proposal(self.peers, self.items[places], self.scores[places], signals)
+
+
+@dataclass(frozen=True)
+class Slate:
+    """What a first decision about each of n items of one user reads. Most of them are never shown, so no
+    evidence was gathered for them."""
+
+    common: Context
+    """What is the same for each: all but target, evidence and candidates, which are empty."""
+    pool: list[Item]
+    """Other candidates that a prompt may name, and `named`, how many of them it does."""
+    named: int
+    targets: list[Item]
+    crowd: np.ndarray
+    """float64 [n, 2]: how many ratings the item has, and its rate."""
+    vectors: dict[str, np.ndarray]
+    """user, item, pair: float32 [n, width]"""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def context(self, at: int) -> Context:
+        """What the decision about one item reads; of its evidence only what everyone thought."""
+        target, (count, rate) = self.targets[at], self.crowd[at]
+        others = [item for item in self.pool if item.item_id != target.item_id]
+        known = crowd(target, float(count), float(rate))
+        changed = {
+            "target": target,
+            "evidence": [known] if known else [],
+            "candidates": others[: self.named],
+        }
+        return self.common.model_copy(update=changed)
+
+    def dossier(self, places: list[int], contexts: list[Context]) -> Dossier:
+        """The items at these places with their whole contexts."""
+        return Dossier(contexts, {name: values[places] for name, values in self.vectors.items()})
+
 
 @dataclass(frozen=True)
 class Dossier:
-    """Everything needed to decide about n items of one user."""
+    """Everything that can be known of n items of one user."""
 
     contexts: list[Context]
     vectors: dict[str, np.ndarray]
@@ -135,10 +177,12 @@ class Team:
     """User id, id of the only item asked about, opinions the request brings along: item id -> 0 or 1."""
     propose: Callable[[UserView, int], Awaitable[Proposal]]
     """View, number of candidates."""
-    assemble: Callable[[UserView, Proposal], Awaitable[Dossier]]
+    assemble: Callable[[UserView, Proposal], Awaitable[Slate]]
+    gather: Callable[[UserView, Proposal], Awaitable[list[Context]]]
+    """View, the part of a proposal to show: contexts with their evidence."""
     estimate: Callable[[Dossier], Awaitable[list[Verdict]]]
     """Decisions without the student, for when its engine has died."""
-    decide: Callable[[Dossier], Awaitable[list[Verdict]]]
+    decide: Callable[[Slate], Awaitable[list[Verdict]]]
     write: Callable[[Dossier, list[Verdict], int], Awaitable[list[Verdict]]]
     """Dossier, verdicts, attempt: the verdicts with reasons."""
     reconsider: Callable[[Dossier, int], Awaitable[list[SecondLook]]]
@@ -151,7 +195,7 @@ class Team:
     """Dossier, verdicts, triggers, second looks of all rounds per item."""
     present: Callable[[Dossier, list[Verdict], Detail], Awaitable[list[Explanation]]]
     without: Callable[[UserView, list[str], list[list[str]]], Awaitable[Dossier]]
-    """View, items, per item the rated items to forget: what would be known of each then."""
+    """View, items, per item the rated items to forget: what a decision about each would read then."""
     rethink: Callable[[Dossier, Dossier], Awaitable[list[float]]]
     """Dossier, what would be known otherwise: calibrated P(yes) of that by the adapters of the first."""
 
@@ -162,6 +206,7 @@ class Team:
             fetch=retrieval.fetch,
             propose=swing.propose,
             assemble=retrieval.assemble,
+            gather=retrieval.gather,
             estimate=swing.estimate,
             decide=reasoning.decide,
             write=reasoning.write,

@@ -1,6 +1,7 @@
 """The sequence of the agents for one request, its deadline, its timings and what happens when one fails.
 
-    retrieval -> swing -> retrieval (contexts) -> reasoning: decide about all, write about the best k
+    retrieval -> swing -> retrieval -> reasoning: decide about all
+      -> retrieval (evidence of the best k) -> reasoning: write about them
       -> reflection <-> reasoning, for what is in doubt -> explanation
       -> retrieval, reasoning: what each would be without the ratings that its reasons cite
 
@@ -18,7 +19,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ray_app.agents.counterfactual import cited_history, counterfactual, told
-from ray_app.agents.interface import Asked, Detail, Dossier, Proposal, Review, SecondLook, Team, UserView
+from ray_app.agents.interface import (
+    Asked,
+    Detail,
+    Dossier,
+    Proposal,
+    Review,
+    SecondLook,
+    Slate,
+    Team,
+    UserView,
+)
 from ray_app.agents.trail import Walk, Watch, spread
 from ray_app.config import ServeConfig
 from ray_app.errors import EngineError
@@ -95,9 +106,9 @@ class Orchestrator:
                 proposal = await team.propose(view, max(question.k, self._config.candidates))
                 facts |= {"candidates": len(proposal.items), "similar_users": len(proposal.peers.users)}
             with walk.step("retrieval", "assemble") as facts:
-                dossier = await team.assemble(view, proposal)
-                facts["evidence"] = sum(len(context.evidence) for context in dossier.contexts)
-            best, reviews, trouble = await self._decide(dossier, proposal, question, walk)
+                slate = await team.assemble(view, proposal)
+                facts["ratings_behind"] = int(slate.crowd[:, 0].sum())
+            best, reviews, trouble = await self._decide(view, slate, proposal, question, walk)
             with walk.step("explanation", "present") as facts:
                 texts = await team.present(best, [review.verdict for review in reviews], question.level)
                 facts["rewritten"] = sum(text.rewritten for text in texts)
@@ -138,25 +149,26 @@ class Orchestrator:
             raise EngineError(f"nothing came within {until:.1f} s of the request") from error
 
     async def _decide(
-        self, dossier: Dossier, proposal: Proposal, question: Question, walk: Walk
+        self, view: UserView, slate: Slate, proposal: Proposal, question: Question, walk: Walk
     ) -> tuple[Dossier, list[Review], str]:
         """The best k, their reviewed decisions in order, and what went wrong if anything did."""
         team, k, interest = self._team, question.k, proposal.scores
-        walk.considered(dossier, proposal, [])
+        walk.considered(slate, proposal, [])
         try:
             with walk.step("reasoning", "decide") as facts:
                 async with self._patience("decide", walk):
-                    verdicts = await team.decide(dossier)
+                    verdicts = await team.decide(slate)
                 facts |= {"items": len(verdicts)} | spread([verdict.p_yes for verdict in verdicts])
         except EngineError as error:
-            best = dossier.take(list(range(min(k, len(dossier)))))
+            best = await self._gathered(view, slate, proposal, list(range(min(k, len(slate)))), walk)
             with walk.step("swing", "estimate"):
                 verdicts = await team.estimate(best)
             trouble = f"the student did not answer ({error}): Swing's order, rates for scores"
             return best, [Review(verdict, None) for verdict in verdicts], trouble
-        walk.considered(dossier, proposal, verdicts)
+        walk.considered(slate, proposal, verdicts)
         order = ranking(interest, [verdict.p_yes for verdict in verdicts])[:k]
-        best, verdicts, interest = dossier.take(order), [verdicts[at] for at in order], interest[order]
+        best = await self._gathered(view, slate, proposal, order, walk)
+        verdicts, interest = [verdicts[at] for at in order], interest[order]
         try:
             with walk.step("reasoning", "write") as facts:
                 async with self._patience("write", walk):
@@ -169,6 +181,15 @@ class Orchestrator:
         except EngineError as error:
             trouble = f"the student stopped answering ({error}): reasons were written from the evidence"
             return best, [Review(verdict, None) for verdict in verdicts], trouble
+
+    async def _gathered(
+        self, view: UserView, slate: Slate, proposal: Proposal, places: list[int], walk: Walk
+    ) -> Dossier:
+        """The items at these places with the evidence for and against each."""
+        with walk.step("retrieval", "gather") as facts:
+            contexts = await self._team.gather(view, proposal.take(places))
+            facts["evidence"] = sum(len(context.evidence) for context in contexts)
+        return slate.dossier(places, contexts)
 
     async def _doubt(
         self, dossier: Dossier, verdicts: list[Verdict], high_stakes: bool, walk: Walk

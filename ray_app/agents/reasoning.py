@@ -10,14 +10,14 @@ from itertools import combinations
 
 import numpy as np
 
-from ray_app.agents.interface import Dossier, SecondLook
+from ray_app.agents.interface import Dossier, SecondLook, Slate
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.engines.student import Scoring, StudentEngine, Writing
 from ray_app.prompts.grammar import reasoning_regex
 from ray_app.prompts.parse import parse_reasoning
 from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt
-from ray_app.records import Verdict
+from ray_app.records import Context, Verdict
 from ray_app.student.calibration import apply
 from ray_app.student.experts import GLOBAL, Choice
 
@@ -26,19 +26,19 @@ RETRY_TEMPERATURE = 0.7
 
 
 class ReasoningAgent:
-    """Raises EngineError when the engine has died. All items of a dossier belong to one user."""
+    """Raises EngineError when the engine has died. All items of a slate or dossier belong to one user."""
 
     def __init__(self, bundle: Bundle, engine: StudentEngine):
         self._bundle = bundle
         self._engine = engine
 
-    async def decide(self, dossier: Dossier) -> list[Verdict]:
+    async def decide(self, slate: Slate) -> list[Verdict]:
         """A calibrated decision per item, by the adapters that the gate chooses for the user."""
-        if not len(dossier):
+        if not len(slate):
             return []
-        choice = self.choose(dossier)
-        prompts = [(at, self._prompt(dossier, at)) for at in range(len(dossier))]
-        logits = await self._blend(dossier, prompts, choice.weights)
+        choice = self.choose(slate)
+        prompts = [(at, self._prompt(slate.context(at))) for at in range(len(slate))]
+        logits = await self._blend(slate, prompts, choice.weights)
         return [
             Verdict(
                 p_yes=apply(self._bundle.calibration, choice.name, float(logit)),
@@ -84,12 +84,12 @@ class ReasoningAgent:
         """
         choice, n = self.choose(dossier), len(dossier)
         segment = self._segment(choice, round)
-        whole = [self._prompt(dossier, at) for at in range(n)]
+        whole = [self._prompt(context) for context in dossier.contexts]
         looks = [
             (at, " and ".join(left_out), prompt)
             for at in range(n)
             for left_out in combinations(SECTIONS, round)
-            if (prompt := self._prompt(dossier, at, left_out)) != whole[at]
+            if (prompt := self._prompt(dossier.contexts[at], left_out)) != whole[at]
         ]
         again = await self._blend(dossier, [(at, prompt) for at, _, prompt in looks], choice.weights)
         others = await self._blend(dossier, list(enumerate(whole)), {segment: 1.0}) if segment else []
@@ -106,7 +106,7 @@ class ReasoningAgent:
         The adapters are those of the dossier: what differs is the evidence, not who reads it.
         """
         choice = self.choose(dossier)
-        prompts = [(at, self._prompt(others, at)) for at in range(len(others))]
+        prompts = [(at, self._prompt(context)) for at, context in enumerate(others.contexts)]
         logits = await self._blend(others, prompts, choice.weights)
         return [apply(self._bundle.calibration, choice.name, float(logit)) for logit in logits]
 
@@ -117,16 +117,17 @@ class ReasoningAgent:
         history, now = bundle.history("", []), bundle.cut + 1
         count, rate, _ = bundle.statistics(item)[0]
         told = ("", -1, history, now, 0, count, rate, bundle.like_rate(history), NO_PEERS, item)
-        dossier = Dossier([bundle.gatherer.context(*told)], bundle.vectors(history, item, now))
-        await self.write(dossier, await self.decide(dossier))
+        context, vectors = bundle.gatherer.context(*told), bundle.vectors(history, item, now)
+        slate = Slate(context, [], 0, [context.target], np.array([[count, rate]]), vectors)
+        await self.write(slate.dossier([0], [context]), await self.decide(slate))
 
     async def healthy(self) -> None:
         """Generate a token; raises EngineError if that fails."""
         await self._engine.healthy()
 
-    def choose(self, dossier: Dossier) -> Choice:
-        """The gate's choice of experts for the user of the dossier."""
-        return self._bundle.choice(dossier.vectors["user"][0])
+    def choose(self, about: Slate | Dossier) -> Choice:
+        """The gate's choice of experts for the user that it is about."""
+        return self._bundle.choice(about.vectors["user"][0])
 
     def _segment(self, choice: Choice, round: int) -> str:
         """Another segment's adapter, the likeliest first; the global one last; empty if there is none."""
@@ -136,15 +137,15 @@ class ReasoningAgent:
             others.append(GLOBAL)
         return others[(round - 1) % len(others)] if others else ""
 
-    def _prompt(self, dossier: Dossier, at: int, without: tuple[str, ...] = ()) -> str:
-        return decide_prompt(dossier.contexts[at], self._bundle.config.prompt, without)
+    def _prompt(self, context: Context, without: tuple[str, ...] = ()) -> str:
+        return decide_prompt(context, self._bundle.config.prompt, without)
 
     async def _blend(
-        self, dossier: Dossier, prompts: list[tuple[int, str]], weights: dict[str, float]
+        self, about: Slate | Dossier, prompts: list[tuple[int, str]], weights: dict[str, float]
     ) -> np.ndarray:
-        """Blended logits float [n] of (place in the dossier, prompt) pairs, in one call of the engine."""
+        """Blended logits float [n] of (item's place, prompt) pairs, in one call of the engine."""
         requests = [
-            Scoring(prompt, _vectors(dossier, at), adapter) for adapter in weights for at, prompt in prompts
+            Scoring(prompt, _vectors(about, at), adapter) for adapter in weights for at, prompt in prompts
         ]
         if not requests:
             return np.empty(0, np.float32)
@@ -152,5 +153,5 @@ class ReasoningAgent:
         return np.array(list(weights.values())) @ logits
 
 
-def _vectors(dossier: Dossier, at: int) -> dict[str, np.ndarray]:
-    return {name: values[at] for name, values in dossier.vectors.items()}
+def _vectors(about: Slate | Dossier, at: int) -> dict[str, np.ndarray]:
+    return {name: values[at] for name, values in about.vectors.items()}

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ray_app.agents.interface import Dossier, Profile, Proposal, Rated, UserView
+from ray_app.agents.interface import Dossier, Profile, Proposal, Rated, Slate, UserView
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.data.store import Store, UserSummary
 from ray_app.errors import NotFoundError
-from ray_app.records import Interaction, Item, User
+from ray_app.records import Context, Interaction, Item, User
 
 CACHE_USERS, CACHE_S = 1024, 5.0
 """Views kept. The agent that takes feedback in forgets that user at once; where several replicas share a
@@ -24,6 +24,8 @@ store, the others follow after CACHE_S."""
 FRESH_S = 86_400
 """Vectors say how long ago things happened, and the student has only seen short gaps: a bundle of old
 data is asked as of one day after its last event at most."""
+
+NO_ITEM = Item(item_id="", title="", features=[])
 
 
 class DataRetrievalAgent:
@@ -39,7 +41,9 @@ class DataRetrievalAgent:
         """Do once what compiles when it is first done (numba), for somebody who has liked one item."""
         view = self._with(self._nobody(""), {self._bundle.items[0].item_id: 1})
         peers = find_peers(self._bundle.gatherer.index, view.history, view.now, view.code, SIGNALS)
-        self._assembled(view, Proposal(peers, np.zeros(1, np.int32), np.zeros(1, np.float32)))
+        proposal = Proposal(peers, np.zeros(1, np.int32), np.zeros(1, np.float32))
+        self._slate(view, proposal)
+        self._contexts(view, proposal)
 
     async def fetch(
         self, user_id: str | None, item_id: str | None = None, opinions: Mapping[str, int] | None = None
@@ -56,7 +60,7 @@ class DataRetrievalAgent:
         return view if item_id is None else view.about(self._bundle.item_code(item_id))
 
     async def without(self, view: UserView, items: list[str], left_out: list[list[str]]) -> Dossier:
-        """What would be known of each item, had the user never rated the items left out for it.
+        """What a decision about each item would read, had the user never rated the items left out for it.
 
         Similar users, their favourites and the like rate follow from the shorter history.
         """
@@ -67,7 +71,8 @@ class DataRetrievalAgent:
             less = replace(less, like_rate=bundle.like_rate(less.history))
             peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS)
             code = np.array([bundle.item_code(name)], np.int32)
-            parts.append(self._assembled(less, Proposal(peers, code, np.zeros(1, np.float32))))
+            slate = self._slate(less, Proposal(peers, code, np.zeros(1, np.float32)))
+            parts.append(slate.dossier([0], [slate.context(0)]))
         return Dossier.joined(parts)
 
     async def _known(self, user_id: str | None, or_nobody: bool) -> UserView:
@@ -90,18 +95,41 @@ class DataRetrievalAgent:
                 self._views.popitem(last=False)
         return view
 
-    async def assemble(self, view: UserView, proposal: Proposal) -> Dossier:
-        """Contexts and vectors of the proposed items. Made as they were made for training."""
-        return self._assembled(view, proposal)
+    async def assemble(self, view: UserView, proposal: Proposal) -> Slate:
+        """What deciding about the proposed items reads, made as it was made for training."""
+        return self._slate(view, proposal)
 
-    def _assembled(self, view: UserView, proposal: Proposal) -> Dossier:
-        bundle, history = self._bundle, view.history
-        pool = self._pool(view, proposal.peers)
-        contexts = [
+    async def gather(self, view: UserView, proposal: Proposal) -> list[Context]:
+        """Contexts of the proposed items with their evidence, made as they were made for training."""
+        return self._contexts(view, proposal)
+
+    def _slate(self, view: UserView, proposal: Proposal) -> Slate:
+        bundle, history, pool = self._bundle, view.history, self._pool(view, proposal.peers)
+        common = Context(
+            user_id=view.user.user_id,
+            timestamp=view.now,
+            history_count=len(history),
+            like_rate=view.like_rate,
+            target=NO_ITEM,
+            profile=bundle.gatherer.profile(history, proposal.peers),
+            evidence=[],
+        )
+        return Slate(
+            common=common,
+            pool=[bundle.items[at] for at in pool],
+            named=bundle.config.prompt.candidates,
+            targets=[bundle.items[at] for at in proposal.items],
+            crowd=bundle.statistics(proposal.items)[:, :2],
+            vectors=bundle.vectors(history, proposal.items, view.now),
+        )
+
+    def _contexts(self, view: UserView, proposal: Proposal) -> list[Context]:
+        bundle, pool = self._bundle, self._pool(view, proposal.peers)
+        return [
             bundle.gatherer.context(
                 view.user.user_id,
                 view.code,
-                history,
+                view.history,
                 view.now,
                 int(item),
                 float(count),
@@ -112,7 +140,6 @@ class DataRetrievalAgent:
             )
             for item, (count, rate, _) in zip(proposal.items, bundle.statistics(proposal.items), strict=True)
         ]
-        return Dossier(contexts, bundle.vectors(history, proposal.items, view.now))
 
     async def profile(self, user_id: str, limit: int) -> Profile:
         """The user and their last `limit` events. Raises NotFoundError."""

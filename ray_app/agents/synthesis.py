@@ -95,8 +95,9 @@ def learn(
     """(weights to serve, what they are worth) from `features` float [n, 7], labels [n] and user codes [n].
 
     The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
-    others. Reflection has to earn its place: unless it saves log loss there, and costs neither accuracy nor
-    AUC inside the folds, the weights are `NEUTRAL`. So they are with too few rows, or labels all alike.
+    others. Reflection has to earn its place: unless it saves log loss there, costs no AUC inside the folds,
+    and no accuracy beyond its interval, the weights are `NEUTRAL`. So they are with too few rows, or labels
+    all alike.
     """
     if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
         return NEUTRAL, compared(rows, labels, users, expit(rows @ NEUTRAL.array()), resamples, seed)
@@ -108,9 +109,9 @@ def learn(
     report = compared(rows, labels, users, after, resamples, seed)
     # Decisions of different weights are not compared with each other: AUC counts inside each fold.
     gains = [_auc(after[at], labels[at]) - _auc(rows[at, 0], labels[at]) for at in _members(fold)]
-    better = np.nanmean(gains) >= 0 and report["accuracy_gain"]["value"] >= 0
     saves = report["after"]["log_loss"] < report["before"]["log_loss"]
-    return fit(rows, labels) if better and saves else NEUTRAL, report
+    earns = saves and np.nanmean(gains) >= 0 and report["accuracy_gain"]["high"] >= 0
+    return fit(rows, labels) if earns else NEUTRAL, report
 
 
 def judged(

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from ray_app.agents.explanation import holds
-from ray_app.agents.interface import Dossier, Proposal, Review, SecondLook
+from ray_app.agents.interface import Dossier, Proposal, Review, SecondLook, Slate
 from ray_app.records import (
     Candidate,
     Context,
+    Item,
     Look,
     Recommendation,
     Shown,
@@ -42,7 +43,7 @@ class Walk:
         self._watch = watch or (lambda _: None)
         self._began = time.monotonic()
         self._proposal: Proposal | None = None
-        self._contexts: list[Context] = []
+        self._targets: list[Item] = []
         self._verdicts: list[Verdict] = []
 
     @contextmanager
@@ -73,9 +74,9 @@ class Walk:
             found[step.agent] = round(found.get(step.agent, 0.0) + (step.ms or 0.0), 2)
         return found | {"total": _ms(self.seconds)}
 
-    def considered(self, dossier: Dossier, proposal: Proposal, verdicts: list[Verdict]) -> None:
+    def considered(self, slate: Slate, proposal: Proposal, verdicts: list[Verdict]) -> None:
         """All candidates; no verdicts where the student never decided."""
-        self._contexts, self._proposal, self._verdicts = dossier.contexts, proposal, verdicts
+        self._targets, self._proposal, self._verdicts = slate.targets, proposal, verdicts
 
     def trail(self, best: Dossier, reviews: list[Review], answer: Recommendation) -> Trail:
         """The whole of it, once the answer is there."""
@@ -98,9 +99,8 @@ class Walk:
             return []
         places = {item_id: place for place, item_id in enumerate(shown, 1)}
         found = []
-        for at, context in enumerate(self._contexts):
+        for at, item in enumerate(self._targets):
             verdict = self._verdicts[at] if self._verdicts else None
-            item = context.target
             found.append(
                 Candidate(
                     item_id=item.item_id,

@@ -78,6 +78,14 @@ def find_peers(index: UserIndex | None, history: History, now: int, user: int, t
     return Peers(*found, index.signals(found[0], found[1], top, history.items))
 
 
+def crowd(item: Item, count: float, rate: float) -> Evidence | None:
+    """What everyone thought of an item, of whose `count` ratings the share `rate` is positive, as the only
+    evidence; None without ratings."""
+    if count <= 0:
+        return None
+    return Evidence(id="e1", **_crowd(item, count, rate))
+
+
 @dataclass(frozen=True)
 class Gatherer:
     """Builds contexts against one snapshot of what is known."""
@@ -103,11 +111,9 @@ class Gatherer:
         pool: np.ndarray,
     ) -> Context:
         """The context of one target. target_count and target_rate: its earlier ratings as of `now`."""
-        evidence = [
-            *self._related(history, target),
-            *self._neighbours(peers, target),
-            *self._opinions(peers, target, target_count, target_rate),
-        ][:MAX_EVIDENCE]
+        opinions = self._opinions(peers, target, target_count, target_rate)
+        related = [*self._related(history, target), *self._neighbours(peers, target)]
+        evidence = [*related[: MAX_EVIDENCE - len(opinions)], *opinions]
         return Context(
             user_id=user_id,
             timestamp=int(now),
@@ -180,11 +186,12 @@ class Gatherer:
                 ratings = [rating for rating, _ in known]
                 likes = float(np.mean([label for _, label in known]))
                 average = None if np.isnan(ratings).any() else float(np.mean(ratings))
+                strength = abs(likes - 0.5)
                 found.append(
-                    self._opinion("peers", target, average, likes >= 0.5, len(known), abs(likes - 0.5))
+                    _opinion("peers", self.items[target], average, likes >= 0.5, len(known), strength)
                 )
         if count > 0:
-            found.append(self._opinion("crowd", target, rate, rate >= 0.5, int(count), abs(rate - 0.5)))
+            found.append(_crowd(self.items[target], count, rate))
         return found
 
     def _rating_of(self, user: int, item: int) -> tuple[float, int]:
@@ -195,12 +202,6 @@ class Gatherer:
         if at < last and index.user_items[at] == item:
             return float(index.user_ratings[at]), int(index.user_labels[at])
         return float("nan"), -1
-
-    def _opinion(
-        self, kind: str, target: int, rating: float | None, positive: bool, support: int, strength: float
-    ) -> Facts:
-        own = {"shared": [], "rating": rating, "support": support, "weight": 2 * strength}
-        return self._named(target) | own | {"kind": kind, "sign": 1 if positive else -1}
 
     def _rated(self, history: History, at: int, shared: list[str], weight: float) -> Facts:
         rating = float(history.ratings[at])
@@ -226,9 +227,23 @@ class Gatherer:
         }
 
     def _named(self, code: int) -> Facts:
-        item = self.items[code]
-        return {"item_id": item.item_id, "title": item.title, "features": item.features}
+        return _named(self.items[code])
 
     def _shared(self, item: int, target: int) -> list[str]:
         own = set(self.items[target].features)
         return [name for name in self.items[item].features if name in own][: self.prompt.features]
+
+
+def _named(item: Item) -> Facts:
+    return {"item_id": item.item_id, "title": item.title, "features": item.features}
+
+
+def _opinion(
+    kind: str, target: Item, rating: float | None, positive: bool, support: int, strength: float
+) -> Facts:
+    own = {"shared": [], "rating": rating, "support": support, "weight": 2 * strength}
+    return _named(target) | own | {"kind": kind, "sign": 1 if positive else -1}
+
+
+def _crowd(target: Item, count: float, rate: float) -> Facts:
+    return _opinion("crowd", target, rate, rate >= 0.5, int(count), abs(rate - 0.5))

@@ -4,8 +4,9 @@ import { el, plural } from "./dom.js";
 const WORK = {
   fetch: "reads the history",
   propose: "looks for similar users and candidates",
-  assemble: "gathers the evidence",
+  assemble: "looks up what is known of every candidate",
   decide: "decides about every candidate",
+  gather: "gathers the evidence for the best",
   write: "writes the reasons",
   triggers: "looks for causes to doubt",
   reconsider: "decides again without parts of the evidence",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from ray_app.agents.interface import Proposal
+from ray_app.agents.interface import Dossier, Proposal, Slate, UserView
 from ray_app.agents.orchestrator import PATIENCE, Orchestrator, ranking
 from ray_app.agents.reasoning import ReasoningAgent
 from ray_app.agents.retrieval import CACHE_S, FRESH_S, DataRetrievalAgent
@@ -19,6 +19,7 @@ from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
+from ray_app.prompts.student import decide_prompt
 from ray_app.records import Interaction
 from tests.bundles import START, LinearStudent, store_url
 from tests.pages import make_front
@@ -37,6 +38,12 @@ def run(waiting):
 
 def orchestrator(bundle: Bundle, student: LinearStudent, **changed) -> Orchestrator:
     return make_front(bundle, student, **changed).orchestrator
+
+
+def made(retrieval: DataRetrievalAgent, view: UserView, proposal: Proposal) -> tuple[Slate, Dossier]:
+    """What deciding about the proposed items reads, and everything about them."""
+    slate = run(retrieval.assemble(view, proposal))
+    return slate, slate.dossier(list(range(len(slate))), run(retrieval.gather(view, proposal)))
 
 
 def feedback(item_id: str, label: int = 1, user_id: str = "u3", timestamp: int = LATER) -> Interaction:
@@ -161,24 +168,45 @@ class TestSwing:
     def test_estimates_come_from_rates(self, bundle, retrieval):
         view = run(retrieval.fetch("u3", None))
         proposal = Proposal(NO_PEERS, np.array([4], np.int32), np.zeros(1, np.float32))
-        verdict = run(SwingAgent(bundle).estimate(run(retrieval.assemble(view, proposal))))[0]
+        verdict = run(SwingAgent(bundle).estimate(made(retrieval, view, proposal)[1]))[0]
         rate = bundle.statistics(np.array([4], np.int32))[0, 1]
         expected = expit(logit(rate) + logit(view.like_rate) - logit(bundle.state.global_rate))
         assert verdict.p_yes == pytest.approx(expected)
         assert verdict.expert == "swing"
 
+    def test_a_decision_reads_the_same_before_and_after_its_evidence_is_gathered(self, bundle, retrieval):
+        """Every item, so that some stand among the candidates that a prompt names."""
+        view = run(retrieval.fetch("u3", None))
+        peers = SwingAgent(bundle).signals(view.history, view.now, view.code)
+        everything = np.arange(len(bundle.items), dtype=np.int32)
+        slate, dossier = made(retrieval, view, Proposal(peers, everything, np.zeros(len(everything))))
+        prompt = bundle.config.prompt.model_copy(update={"titles": True})
+        for at, whole in enumerate(dossier.contexts):
+            assert decide_prompt(slate.context(at), prompt) == decide_prompt(whole, prompt)
+        named = {item.item_id for item in slate.pool}
+        assert any(context.target.item_id in named for context in dossier.contexts)
+        assert len(slate.pool) == slate.named + 1
+
 
 class TestReasoning:
     @pytest.fixture
-    def dossier(self, bundle, retrieval):
+    def both(self, bundle, retrieval):
         view = run(retrieval.fetch("u3", None))
-        return run(retrieval.assemble(view, run(SwingAgent(bundle).propose(view, 4))))
+        return made(retrieval, view, run(SwingAgent(bundle).propose(view, 4)))
 
-    def test_decisions_are_the_blend_of_the_gate_calibrated(self, bundle, dossier):
+    @pytest.fixture
+    def slate(self, both):
+        return both[0]
+
+    @pytest.fixture
+    def dossier(self, both):
+        return both[1]
+
+    def test_decisions_are_the_blend_of_the_gate_calibrated(self, bundle, slate):
         student = LinearStudent()
         agent = ReasoningAgent(bundle, student)
-        choice = agent.choose(dossier)
-        verdicts = run(agent.decide(dossier))
+        choice = agent.choose(slate)
+        verdicts = run(agent.decide(slate))
         assert len(student.scored) == 4 * len(choice.weights)
         each = run(LinearStudent().score(student.scored)).reshape(len(choice.weights), 4)
         expected = np.array(list(choice.weights.values())) @ each
@@ -187,17 +215,17 @@ class TestReasoning:
         assert [v.p_yes for v in verdicts] == pytest.approx(expit(slope * expected + offset).tolist())
         assert {v.expert for v in verdicts} == {choice.name}
 
-    def test_reasons_are_written_by_the_lead_expert_within_the_grammar(self, bundle, dossier):
+    def test_reasons_are_written_by_the_lead_expert_within_the_grammar(self, bundle, slate, dossier):
         student = LinearStudent()
         agent = ReasoningAgent(bundle, student)
-        verdicts = run(agent.write(dossier, run(agent.decide(dossier)), 0))
+        verdicts = run(agent.write(dossier, run(agent.decide(slate)), 0))
         assert {request.adapter for request in student.written} == {agent.choose(dossier).lead}
         assert all(request.grammar for request in student.written)
         assert all(verdict.reasoning[0].citations for verdict in verdicts)
 
-    def test_a_second_look_leaves_sections_out_and_asks_another_expert(self, bundle, dossier):
+    def test_a_second_look_leaves_sections_out_and_asks_another_expert(self, bundle, slate, dossier):
         agent = ReasoningAgent(bundle, LinearStudent())
-        before, looks = run(agent.decide(dossier)), run(agent.reconsider(dossier, 1))
+        before, looks = run(agent.decide(slate)), run(agent.reconsider(dossier, 1))
         assert set(looks[0].without) == {"history", "similar", "pool"}
         assert looks[0].without["history"] < before[0].p_yes
         assert looks[0].without["pool"] == pytest.approx(before[0].p_yes)
@@ -212,9 +240,9 @@ class TestReasoning:
         }
         assert run(agent.reconsider(dossier, 4))[0].without == {}
 
-    def test_nothing_to_decide(self, bundle, dossier):
+    def test_nothing_to_decide(self, bundle, slate, dossier):
         agent = ReasoningAgent(bundle, LinearStudent())
-        assert run(agent.decide(dossier.take([]))) == []
+        assert run(agent.decide(replace(slate, targets=[]))) == []
         assert run(agent.write(dossier.take([]), [], 0)) == []
 
 
@@ -247,6 +275,16 @@ class TestSequence:
         few = run(orchestrator(steady, LinearStudent()).recommend("u3", 3))
         all_of_them = run(orchestrator(steady, LinearStudent()).recommend("u3", 22))
         assert {e.item.item_id for e in few.items} == {e.item.item_id for e in all_of_them.items[:3]}
+
+    def test_evidence_is_gathered_for_what_is_shown_alone(self, bundle, retrieval):
+        asked = []
+
+        async def gather(view, proposal):
+            asked.append(len(proposal.items))
+            return await retrieval.gather(view, proposal)
+
+        run(orchestrator(bundle, LinearStudent(), gather=gather).recommend("u3", 3))
+        assert asked == [3]
 
     def test_low_confidence_is_reconsidered(self, bundle):
         answer = run(orchestrator(bundle, LinearStudent(scale=0.05)).recommend("u3", 3))

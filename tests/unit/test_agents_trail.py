@@ -94,13 +94,14 @@ class TestTrail:
         trail = asked(bundle, LinearStudent(dies=("score",)), detail="trail").trail
         assert {one.p_yes for one in trail.candidates} == {None}
         assert [one.work for one in trail.steps] == [
-            "fetch", "propose", "assemble", "decide", "estimate", "present"
+            "fetch", "propose", "assemble", "decide", "gather", "estimate", "present"
         ]  # fmt: skip
 
     def test_steps_are_told_when_they_begin_and_when_they_are_done(self, bundle):
         seen = []
         answer = asked(bundle, watch=seen.append, detail="trail")
         assert [step.work for step in answer.trail.steps][:4] == ["fetch", "propose", "assemble", "decide"]
+        assert answer.trail.steps[4].work == "gather"
         assert [step for step in seen if step.ms is not None] == answer.trail.steps
         began = [step.number for step in seen if step.ms is None]
         assert began == list(range(len(answer.trail.steps)))
@@ -204,12 +205,10 @@ class TestCounterfactual:
         less = view.without([bundle.item_code(name) for name in names])
         peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS)
         proposal = Proposal(peers, np.array([bundle.item_code(entry.item.item_id)], np.int32), np.zeros(1))
-        assert not {e.item_id for e in run(retrieval.assemble(less, proposal)).contexts[0].evidence} & set(
-            names
-        )
+        assert not {e.item_id for e in run(retrieval.gather(less, proposal))[0].evidence} & set(names)
         others = run(retrieval.without(view, [entry.item.item_id], [names]))
         agent = ReasoningAgent(bundle, LinearStudent())
-        whole = run(retrieval.assemble(view, proposal))
+        whole = run(retrieval.assemble(view, proposal)).dossier([0], run(retrieval.gather(view, proposal)))
         assert run(agent.rethink(whole, others)) == pytest.approx([found.after])
         assert not {e.item_id for e in others.contexts[0].profile} & set(names)
 
@@ -245,7 +244,9 @@ class TestCounterfactual:
     def test_joined_dossiers_keep_their_order(self, bundle, retrieval):
         view = run(retrieval.fetch("u3"))
         peers = find_peers(bundle.gatherer.index, view.history, view.now, view.code, SIGNALS)
-        whole = run(retrieval.assemble(view, Proposal(peers, np.array([4, 9], np.int32), np.zeros(2))))
+        proposal = Proposal(peers, np.array([4, 9], np.int32), np.zeros(2))
+        slate, contexts = run(retrieval.assemble(view, proposal)), run(retrieval.gather(view, proposal))
+        whole = slate.dossier([0, 1], contexts)
         again = Dossier.joined([whole.take([1]), whole.take([0])])
         assert [context.target.item_id for context in again.contexts] == ["i9", "i4"]
         assert np.array_equal(again.vectors["pair"], whole.vectors["pair"][::-1])

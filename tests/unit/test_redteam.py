@@ -103,7 +103,7 @@ def context_of(bundle: Bundle, code: int) -> Context:
     async def assembled() -> Context:
         view = await retrieval.fetch(USER, bundle.items[code].item_id)
         proposal = await SwingAgent(bundle).propose(view, 1)
-        return (await retrieval.assemble(view, proposal)).contexts[0]
+        return (await retrieval.gather(view, proposal))[0]
 
     return asyncio.run(assembled())
 
