@@ -58,19 +58,34 @@ def seal(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def verify(path: Path, manifest: dict[str, Any]) -> None:
-    """Raises ArtifactError if a file of a bundle is missing, or is not the one that was sealed."""
+def verify(path: Path, manifest: dict[str, Any]) -> list[str]:
+    """Experts whose adapters are not the ones that were sealed: the service does without them.
+
+    Raises ArtifactError if any other file is missing or changed.
+    """
     files: dict[str, str] = manifest.get("files", {})
-    missing = sorted({name for name in (*FILES, *files) if not (path / name).is_file()})
+    missing = {name for name in (*FILES, *files) if not (path / name).is_file()}
+    changed = {name for name in set(files) - missing if file_hash(path / name) != files[name]}
+    version = manifest["version"]
+    adapters = {name: f"adapters/{name}@{version}/" for name in manifest["experts"]}
+    lost = [
+        name
+        for name, folder in adapters.items()
+        if any(file.startswith(folder) for file in missing | changed)
+    ]
+    spared = tuple(adapters[name] for name in lost)
+    missing, changed = (
+        sorted(file for file in found if not file.startswith(spared)) for found in (missing, changed)
+    )
     if missing:
         raise ArtifactError(f"bundle {path} has no {', '.join(missing)}: run stage publish again")
     if not files:
         raise ArtifactError(f"bundle {path} lists no hashes of its files: run stage publish again")
-    changed = [name for name, known in files.items() if file_hash(path / name) != known]
     if changed:
         raise ArtifactError(
             f"bundle {path}: {', '.join(changed)} not as published: copy the bundle again, or publish again"
         )
+    return lost
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,8 @@ class Bundle:
     version: str
     cut: int
     experts: list[str]
+    lost: list[str]
+    """Experts whose adapters are missing or damaged; the gate has the global one decide for them."""
     config: Config
     user_codes: dict[str, int]
     item_codes: dict[str, int]
@@ -101,12 +118,13 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Raises ArtifactError if the folder holds no complete bundle, or a file is not as it was sealed."""
+        """Raises ArtifactError if the folder holds no complete bundle, or a file is not as it was sealed; an
+        expert's adapter may be, then the expert is `lost`."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"{path} holds no {MANIFEST}: run the pipeline until stage publish")
         facts = Folder(path).read_json(MANIFEST)
-        verify(path, facts)
+        lost = verify(path, facts)
         config = validate(facts["config"], str(path / MANIFEST))
         items = [item_record(row) for row in pl.read_parquet(path / "items.parquet").iter_rows(named=True)]
         user_ids = pl.read_parquet(path / "users.parquet")["user_id"].to_list()
@@ -119,7 +137,8 @@ class Bundle:
             path=path,
             version=facts["version"],
             cut=facts["cut"],
-            experts=facts["experts"],
+            experts=[name for name in facts["experts"] if name not in lost],
+            lost=lost,
             config=config,
             user_codes={name: code for code, name in enumerate(user_ids)},
             item_codes={item.item_id: code for code, item in enumerate(items)},
@@ -224,3 +243,9 @@ class Bundle:
     def choice(self, user_vector: np.ndarray) -> Choice:
         """The gate's choice of adapters for a user vector [du]."""
         return choose(user_vector, self.clusters, set(self.experts), self.config.serve.gate)
+
+    def missed(self, user_vector: np.ndarray) -> str:
+        """The lost experts that the gate would have asked, listed; empty if there are none."""
+        everyone = {*self.experts, *self.lost}
+        wanted = choose(user_vector, self.clusters, everyone, self.config.serve.gate).weights
+        return ", ".join(name for name in self.lost if name in wanted)

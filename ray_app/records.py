@@ -147,6 +147,8 @@ class Verdict(Record):
     """Raw logit(Yes) - logit(No)."""
     expert: str
     """Adapter that decided: an expert's name, `blend` or `global`."""
+    missed: str = ""
+    """Experts that the gate would have asked as well, but whose adapters are missing or damaged."""
     gate: dict[str, float] = Field(default_factory=dict)
     reasoning: list[Step] = Field(default_factory=list)
 

@@ -114,6 +114,9 @@ class Orchestrator:
                 facts["rewritten"] = sum(text.rewritten for text in texts)
             if question.level != "brief" and not trouble:
                 texts, trouble = await self._without(view, best, reviews, texts, walk)
+            missed = next((review.verdict.missed for review in reviews if review.verdict.missed), "")
+            if missed and not trouble:
+                trouble = f"the adapter of {missed} is missing or damaged: the global one decided instead"
         items = [
             RecommendedItem(
                 item=context.target,

@@ -39,11 +39,13 @@ class ReasoningAgent:
         choice = self.choose(slate)
         prompts = [(at, self._prompt(slate.context(at))) for at in range(len(slate))]
         logits = await self._blend(slate, prompts, choice.weights)
+        missed = self._bundle.missed(slate.vectors["user"][0])
         return [
             Verdict(
                 p_yes=apply(self._bundle.calibration, choice.name, float(logit)),
                 logit=float(logit),
                 expert=choice.name,
+                missed=missed,
                 gate=choice.gate,
             )
             for logit in logits

@@ -8,6 +8,9 @@ import signal
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -178,6 +181,28 @@ def test_prometheus_finds_the_clusters_nodes_by_itself_and_ends(root, cluster):
     assert not monitor.down(root)
 
 
+@contextmanager
+def asked_all_the_time(base: str) -> Iterator[list[int]]:
+    """Statuses of requests that four clients send one after the other until the block ends."""
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=base, timeout=30, trust_env=False) as client:
+            while not done.is_set():
+                answer = client.post("/v1/recommendations", json={"user_id": "u7", "k": 1, "detail": "brief"})
+                statuses.append(answer.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            yield statuses
+        finally:
+            done.set()
+        for one in asking:
+            one.result()
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C raises, whatever the shell that runs the tests (one in the background ignores it)."""
@@ -218,8 +243,12 @@ def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bund
     assert deploy.deploy(root, known, made_from, port=port, say=said.append, builder="toy:build") == known
     assert said == []
     newer = made_from | {"bundle": "2", "run": "/runs/b"}
-    served = deploy.deploy(root, known, newer, port=port, say=said.append, builder="toy:build")
-    assert deploy.ask(served).versions["run"] == "/runs/b"
+    with asked_all_the_time(deploy.base_url(known)) as statuses:
+        served = deploy.deploy(root, known, newer, port=port, say=said.append, builder="toy:build")
+        assert deploy.ask(served).versions["run"] == "/runs/b"
+    print(f"\nswap under load: {len(statuses)} requests, statuses {set(statuses)}")
+    assert set(statuses) == {200}
+    assert len(statuses) > 20
 
     broken = newer | {"config": "broken"}
     with pytest.raises(LaunchError, match=r"could not be deployed.*no bundle in /runs/b"):

@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ import psutil
 import pytest
 
 from bench.load import Sample, load
-from tests.bundles import USERS_COUNT, Breakable, make_bundle, store_url
+from ray_app.artifacts import Folder
+from ray_app.bundle import MANIFEST, Bundle, seal
+from tests.bundles import USERS_COUNT, Breakable, LinearStudent, make_bundle, store_url
 
 pytestmark = pytest.mark.heavy
 DEADLINE_S = 10.0
@@ -93,11 +96,11 @@ def replicas(agent: str) -> list[psutil.Process]:
     return found
 
 
-def kill(agent: str) -> None:
+def kill(agent: str, how: signal.Signals = signal.SIGKILL) -> None:
     mine = replicas(agent)
     assert mine, f"no replica of {agent}"
     for process in mine:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, how)
 
 
 def under_load(
@@ -129,6 +132,81 @@ def test_an_agent_that_is_killed_comes_back_and_nothing_hangs(service: Service, 
     assert lost <= len(samples) // 2
     if agent == "Reasoning":
         assert any(one.degraded for one in samples)
+
+
+@pytest.mark.parametrize("agent", ["Swing", "Reasoning"])
+def test_a_replica_that_is_told_to_end_loses_no_more_than_one_that_is_killed(service: Service, agent: str):
+    service.ready()
+    samples = under_load(service, lambda: kill(agent, signal.SIGTERM), f"SIGTERM {agent}")
+    assert sum(one.status != 200 for one in samples) <= len(samples) // 2
+
+
+def another(student: Callable[[Path], Any], bundle: Bundle) -> Any:
+    """An application beside the service, to run under a route of its own."""
+    from serve.app import application
+    from serve.settings import Settings
+
+    settings = Settings(bundle.config, str(bundle.path), store_url(bundle.path))
+    return application(settings, lambda *_: student(bundle.path))
+
+
+def test_an_application_that_ends_answers_what_it_has_at_work(service: Service, tmp_path: Path):
+    from ray import serve
+
+    service.ready()
+    bundle = make_bundle(tmp_path, deadline_s=DEADLINE_S)
+    serve.run(another(Breakable, bundle), name="ending", route_prefix="/ending")
+
+    def ask(n: int) -> httpx.Response:
+        body = {"user_id": f"u{n}", "k": 2}
+        return service.client.post("/ending/v1/recommendations", json=body)
+
+    assert ask(1).status_code == 200
+    with ThreadPoolExecutor(8) as pool:
+        (tmp_path / "hung").touch()
+        asked = [pool.submit(ask, n) for n in range(6)]
+        time.sleep(1.0)
+        ended = pool.submit(serve.delete, "ending")
+        time.sleep(1.0)
+        (tmp_path / "hung").unlink()
+        answers = [one.result() for one in asked]
+        ended.result()
+    print(f"\napplication ended: {[answer.status_code for answer in answers]}")
+    assert {answer.status_code for answer in answers} == {200}
+    assert not any(answer.json()["degraded"] for answer in answers)
+    assert service.client.get("/readyz").status_code == 200
+
+
+def test_a_damaged_adapter_is_done_without_or_refused(service: Service, tmp_path: Path):
+    from ray import serve
+
+    service.ready()
+    nearest = {"single": 0.01, "margin": 0.0}
+    bundle = make_bundle(tmp_path, deadline_s=DEADLINE_S, gate=nearest)
+    files = {name: folder / "adapter_model.safetensors" for name, folder in bundle.adapters.items()}
+    for name, file in files.items():
+        file.parent.mkdir(parents=True)
+        file.write_text(name)
+    seal(tmp_path, Folder(tmp_path).read_json(MANIFEST))
+    files["expert-1"].write_text("cut off")
+    app = another(lambda _: LinearStudent(), bundle)
+    serve.run(app, name="damaged", route_prefix="/damaged")
+    found = []
+    for n in range(USERS_COUNT - 1):
+        body = {"user_id": f"u{n}", "k": 1}
+        answer = service.client.post("/damaged/v1/recommendations", json=body).json()
+        found.append((answer["degraded"], answer["items"][0]["verdict"]["expert"]))
+        assert answer["degraded"] == ("the adapter of expert-1" in answer["degraded_reason"])
+    serve.delete("damaged")
+    print(f"\ndamaged expert: {sum(one for one, _ in found)} of {len(found)} answers degraded")
+    assert {degraded for degraded, _ in found} == {True, False}
+    assert "expert-1" not in {expert for _, expert in found}
+    files["global"].unlink()
+    with pytest.raises(RuntimeError):
+        serve.run(app, name="damaged", route_prefix="/damaged")
+    assert "adapters/global@b1/adapter_model.safetensors" in str(serve.status().applications["damaged"])
+    serve.delete("damaged")
+    assert service.client.get("/readyz").status_code == 200
 
 
 def test_an_ingress_that_is_killed_comes_back(service: Service):

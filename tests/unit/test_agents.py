@@ -286,6 +286,25 @@ class TestSequence:
         run(orchestrator(bundle, LinearStudent(), gather=gather).recommend("u3", 3))
         assert asked == [3]
 
+    def test_users_of_a_lost_expert_are_told_so_and_nobody_else(self, bundle):
+        serve = bundle.config.serve
+        gate = serve.gate.model_copy(update={"single": 0.0, "margin": 0.0})  # always the nearest cluster
+        serve = serve.model_copy(update={"gate": gate})
+        bundle = replace(bundle, config=bundle.config.model_copy(update={"serve": serve}))
+        left = replace(bundle, experts=["expert-0"], lost=["expert-1"])
+        found = set()
+        for name in list(bundle.user_codes)[:20]:
+            view = bundle.history(name, [])
+            user = bundle.vectors(view, np.zeros(1, np.int32), bundle.cut + 1)["user"][0]
+            asks = "expert-1" in bundle.choice(user).weights
+            answer = run(orchestrator(left, LinearStudent()).recommend(name, 1))
+            assert answer.degraded == bool(answer.degraded_reason)
+            if answer.degraded:
+                assert "the adapter of expert-1 is missing or damaged" in answer.degraded_reason
+                assert answer.items[0].verdict.expert == "global"
+            found.add((asks, answer.degraded))
+        assert found == {(True, True), (False, False)}
+
     def test_low_confidence_is_reconsidered(self, bundle):
         answer = run(orchestrator(bundle, LinearStudent(scale=0.05)).recommend("u3", 3))
         doubted = [e.reflection for e in answer.items if e.reflection]

@@ -53,7 +53,10 @@ def test_a_bundle_with_a_file_missing_is_one_line_that_names_it(bundle, tmp_path
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["trees.txt", "latent.npy", "swing/items.indices.npy", "adapters/x/weights"])
+GLOBAL_FILE = f"adapters/global@{VERSION}/adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["trees.txt", "latent.npy", "swing/items.indices.npy", GLOBAL_FILE])
 def test_a_damaged_file_is_one_line_that_names_it(bundle, tmp_path, name):
     copy = tmp_path / "bundle"
     shutil.copytree(bundle.path, copy)
@@ -68,6 +71,31 @@ def test_a_damaged_file_is_one_line_that_names_it(bundle, tmp_path, name):
     with pytest.raises(ArtifactError, match=rf"{name} not as published: copy the bundle again") as caught:
         Bundle.open(copy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_the_global_adapter_stands_in_for_an_experts_that_is_lost(bundle, tmp_path, damage):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    for name in ("global", *EXPERTS):
+        folder = copy / "adapters" / f"{name}@{VERSION}"
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_text(name)
+    seal(copy, json.loads((copy / MANIFEST).read_bytes()))
+    whole = Bundle.open(copy)
+    lost = copy / "adapters" / f"expert-0@{VERSION}" / "adapter_model.safetensors"
+    lost.unlink() if damage == "missing" else lost.write_text("another")
+    left = Bundle.open(copy)
+    assert (whole.experts, whole.lost) == (EXPERTS, [])
+    assert (left.experts, left.lost) == (["expert-1"], ["expert-0"])
+    assert list(left.adapters) == ["global", "expert-1"]
+    spread = left.clusters.centres / left.clusters.scale + left.clusters.mean
+    for user, cluster in zip(spread, left.clusters.names, strict=True):
+        assert left.missed(user) == ("expert-0" if whole.choice(user).weights.get("expert-0") else "")
+        if whole.choice(user).weights == {cluster: 1.0}:
+            assert left.choice(user).name == ("global" if cluster == "expert-0" else cluster)
+    assert any(left.missed(user) for user in spread)
+    assert not all(left.missed(user) for user in spread)
 
 
 def test_a_bundle_without_hashes_is_refused(bundle, tmp_path):
