@@ -4,7 +4,9 @@
 
 Verdicts are held against the labels of stage prepare, and steps against their evidence by the evaluation's
 reader with the features of all items. Evidence itself is held against the ratings table: titles, the
-user's own ratings, which must be earlier than the row, and what all earlier raters thought of the target.
+user's own ratings, which must be earlier than the row, and how many rated the target earlier. What those
+thought of it is a smoothed share (`records.Evidence.rating`), so a thin one may stand on the other side of
+a half than the bare share: `crowds_turned` counts them.
 Near-duplicates are counted by the exact Jaccard similarity of word trigrams over all pairs of traces,
 where the stage estimates it. Last, how well a classifier tells hinted from blind traces by their steps
 without the conclusion.
@@ -51,6 +53,7 @@ def audit(run: Run) -> dict[str, Any]:
     columns = ["accepted", "trace", "context"]
     frames = (pl.read_parquet(folder.path(name), columns=columns) for name in folder.names("shards"))
     traces, faults, verdicts, statements, grounded, entries = [], [], 0, 0, 0, 0
+    crowds: list[bool] = []
     for _, trace, context in (row for frame in frames for row in frame.filter("accepted").iter_rows()):
         trace, context = Trace.model_validate_json(trace), Context.model_validate_json(context)
         traces.append(trace)
@@ -59,6 +62,7 @@ def audit(run: Run) -> dict[str, Any]:
         statements, grounded = statements + found.statements, grounded + found.grounded
         cited = [context.cited(name) for name in {one for step in trace.steps for one in step.citations}]
         entries += len(cited)
+        crowds += [data.turned(trace.row_id, entry) for entry in cited if entry and entry.kind == "crowd"]
         problems = [problem for _, problem in found.problems]
         problems += [data.problem(trace.row_id, entry) if entry else "no such evidence" for entry in cited]
         faults += [f"row {trace.row_id}, path {trace.path}: {problem}" for problem in problems if problem]
@@ -69,6 +73,8 @@ def audit(run: Run) -> dict[str, Any]:
         "statements": statements,
         "grounded_statements": grounded,
         "entries_cited": entries,
+        "crowds_cited": len(crowds),
+        "crowds_turned": sum(crowds),
         "faults": len(faults),
         "first_faults": faults[:5],
         "near_duplicates": repeated(texts) / max(1, len(texts)),
@@ -109,12 +115,15 @@ class Ratings:
             return (
                 "" if (rating, bool(label)) == (entry.rating, entry.sign > 0) else f"{entry.id} was {rating}"
             )
-        if entry.kind == "crowd":
-            earlier = bisect_left(self._times[target], moment)
-            share = self._likes[target][earlier] / max(1, earlier)
-            if earlier != entry.support or abs(share - (entry.rating or 0)) > 1e-3:
-                return f"{entry.id}: {share:.3f} of {earlier} liked it, not {entry.rating} of {entry.support}"
+        if entry.kind == "crowd" and (earlier := bisect_left(self._times[target], moment)) != entry.support:
+            return f"{entry.id}: {earlier} rated the target before, not {entry.support}"
         return ""
+
+    def turned(self, row_id: int, crowd: Evidence) -> bool:
+        """Whether the earlier raters' bare share is not on the side of a half that the entry says."""
+        _, target, moment = self._row[row_id]
+        earlier = bisect_left(self._times[target], moment)
+        return (self._likes[target][earlier] / max(1, earlier) >= 0.5) != (crowd.sign > 0)
 
 
 def repeated(texts: Sequence[str]) -> int:

@@ -65,7 +65,8 @@ class Evidence(Record):
     """Features it shares with the target."""
     rating: float | None
     """history: the user's rating (null where only labels are known); neighbour, peers: similar users'
-    average rating (null where only labels are known); crowd: share of positive ratings, 0 to 1."""
+    average rating (null where only labels are known); crowd: share of positive ratings, 0 to 1, smoothed by
+    what is usual (`collab.prior`), so of few ratings it is not the bare share."""
     support: int
     """How many ratings stand behind it."""
     sign: Literal[-1, 1]
