@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -14,16 +15,24 @@ from ray_app.logs import tell
 EVERY_S = 5.0
 
 
-@ray.remote(num_cpus=0)
-class _Counts:
+class Counts:
+    """Rows, failed and accepted ones. What a worker told of a shard before it was lost is taken back when
+    another begins that shard anew, so that no row counts twice."""
+
     def __init__(self) -> None:
-        self._rows = self._failed = self._accepted = 0
+        self._done = np.zeros(3, int)
+        self._now: dict[int, np.ndarray] = {}
         self._losses: list[str] = []
 
-    def add(self, rows: int, failed: int, accepted: int) -> None:
-        self._rows += rows
-        self._failed += failed
-        self._accepted += accepted
+    def begins(self, shard: int, again: int) -> None:
+        """A shard is begun; `again`: its rows that failed before, if they are tried again."""
+        self._now[shard] = np.array([-again, -again, 0])
+
+    def add(self, shard: int, rows: int, failed: int, accepted: int) -> None:
+        self._now[shard] += [rows, failed, accepted]
+
+    def ends(self, shard: int) -> None:
+        self._done += self._now.pop(shard)
 
     def lost(self, what: str) -> None:
         self._losses.append(what)
@@ -31,7 +40,8 @@ class _Counts:
     def get(self) -> tuple[int, int, int, list[str]]:
         """Rows so far, and the losses since the last call."""
         losses, self._losses = self._losses, []
-        return self._rows, self._failed, self._accepted, losses
+        rows, failed, accepted = (self._done + sum(self._now.values())).tolist()
+        return rows, failed, accepted, losses
 
 
 class Tally:
@@ -41,7 +51,8 @@ class Tally:
     def here() -> Any:
         """An actor on the driver's own node, so that it outlives every other node."""
         node = ray.get_runtime_context().get_node_id()
-        pinned: Any = _Counts.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        pinned: Any = ray.remote(num_cpus=0)(Counts).options(scheduling_strategy=place)
         return pinned.remote()
 
 

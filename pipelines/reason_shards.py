@@ -91,11 +91,12 @@ class ShardWorker:
         """Write the traces last: a shard whose file exists is done, its dead letters too."""
         config = self._config.reason
         journal = Journal(self._folder, shard, config.attempts)
+        self._tally.begins.remote(shard, len(labels) if attempt > 1 else 0)
         if journal.loss:
             self._tally.lost.remote(f"shard {shard}: {journal.loss}")
         quarantined = {row: why for row, why in journal.quarantined().items() if row in labels}
         outcome, contexts = Outcome(failed=dict(quarantined)), dict[int, Context]()
-        self._tally.add.remote(len(quarantined), len(quarantined), 0)
+        self._tally.add.remote(shard, len(quarantined), len(quarantined), 0)
         for row_ids in self._batches(labels, journal, alone=attempt > 1):
             engine = self._ready(journal)
             with self._watched(journal, row_ids):
@@ -108,8 +109,9 @@ class ShardWorker:
             outcome.traces += done.traces
             outcome.failed |= done.failed
             accepted = len({trace.row_id for trace in done.traces if trace.accepted})
-            self._tally.add.remote(len(rows), len(done.failed), accepted)
+            self._tally.add.remote(shard, len(rows), len(done.failed), accepted)
         self._write(shard, attempt, outcome, contexts, set(quarantined))
+        self._tally.ends.remote(shard)
         journal.ends()
 
     def _batches(self, labels: dict[int, bool], journal: Journal, *, alone: bool) -> list[list[int]]:
