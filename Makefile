@@ -44,12 +44,13 @@ test-slow: setup ## Run the tests that do
 test-heavy: setup ## Run minutes of real faults: nodes killed, servers overloaded, disks full
 	@$(IN) python -m pytest -m heavy $(ARGS)
 
-lint: setup ## Check style, formatting, types, import borders and licences
+lint: setup ## Check style, formatting, types, import borders, licences and known vulnerabilities
 	@$(IN) ruff check
 	@$(IN) ruff format --check
 	@$(IN) env PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 	@$(IN) lint-imports
 	@$(IN) python .ci/licences.py
+	@.ci/advisories --if-offered
 
 fmt: setup ## Format the code
 	@$(IN) ruff check --fix

@@ -13,9 +13,8 @@ from pydantic import BaseModel
 
 from ray_app.config import Config, load
 from serve.ingress import Front, make_api
+from tests.docs import DOCS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SPAN = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")

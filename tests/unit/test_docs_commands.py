@@ -1,38 +1,27 @@
-"""Each command in the documents can be given here, or is marked as needing what is not here."""
+"""Each command in the documents is run by a test, or is marked as needing what is not here."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.unit.test_docs import DOCS, ROOT, make_targets
+from tests.docs import DOCS, ROOT, RUN_BY, SESSION, THIS_SUITE, commands, is_marked
+from tests.unit.test_docs import make_targets
 
-MARKS = ("GPU", "cloud", "Cloud", "Kubernetes", "Docker")
-"""Written in bold before the commands that need it."""
 HERE = {"make", "curl", "git", ".ci/advisories", "export", "cd", "diff", "ls", "cat", "mkdir", "cp"}
 """Beside Python's modules and what the venv's bin has."""
-BLOCK = re.compile(r"^( *)```sh\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[tuple[str, str]]:
-    """(command, all text of its section before it) of every line of the shell blocks."""
-    found = []
-    for block in BLOCK.finditer(text):
-        before = text[: block.start()]
-        section = before[before.rfind("\n## ") + 1 :]
-        joined = re.sub(r"\\\n\s*", " ", block[2])
-        lines = (re.sub(r"\s+#.*$", "", line).strip() for line in joined.splitlines())
-        found += [(line, section) for line in lines if line and not line.startswith("#")]
-    return found
 
 
 def trouble(command: str, section: str) -> str:
     """Why a command could not be given here; empty if it can, or says that it cannot."""
-    if any(f"**{mark}" in section for mark in MARKS):
+    if is_marked(section):
         return ""
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[:3] and words[1:3] == ["-m", "pipelines.env"]:
@@ -79,3 +68,35 @@ def _file(name: str) -> str:
 def test_commands_can_be_given_or_say_what_they_need(document: Path):
     found = [(command, trouble(command, section)) for command, section in commands(document.read_text())]
     assert [one for one in found if one[1]] == []
+
+
+@pytest.mark.parametrize("document", DOCS, ids=[path.name for path in DOCS])
+def test_commands_are_run_by_a_test_or_say_what_they_need(document: Path):
+    missed = [
+        command
+        for command, section in commands(document.read_text())
+        if command not in SESSION
+        and not THIS_SUITE.fullmatch(command)
+        and not is_marked(section)
+        and not any(re.fullmatch(pattern, command) for pattern in RUN_BY)
+    ]
+    assert missed == []
+
+
+def test_what_is_said_to_run_a_command_exists_and_every_command_of_the_list_is_in_a_document():
+    for test in RUN_BY.values():
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), test
+    told = {command for path in DOCS for command, _ in commands(path.read_text())}
+    assert [one for one in SESSION if one not in told] == []
+    assert [one for one in RUN_BY if not any(re.fullmatch(one, command) for command in told)] == []
+
+
+def test_the_doctor_looks_at_a_machine_for_gpus(tmp_path: Path):
+    """Without a GPU the command ends with 1 and says so among its findings."""
+    words = ["--config", "configs/gpu.yaml", "--run", str(tmp_path), "--json"]
+    command = [sys.executable, "-m", "pipelines.doctor", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    found = {one["check"]: one for one in json.loads(done.stdout)}
+    assert done.returncode == int(any(one["state"] == "fail" for one in found.values()))
+    assert found["GPU"]["found"]
