@@ -29,6 +29,7 @@ REASONS = (
     "sign_conflict",
     "unsupported_feature",
     "ungrounded",
+    "claims_nothing",
     "inconsistent",
     "gives_away",
     "duplicate",
@@ -85,13 +86,16 @@ class Check(NamedTuple):
 def check(parsed: Parsed, context: Context, label: bool) -> Check:
     """Accept a trace whose verdict is what happened and whose every step holds.
 
-    The last step may be a bare conclusion: a forecast that cites nothing and claims nothing else.
+    The last step may be a bare conclusion: a forecast that cites nothing and claims nothing else. After
+    other steps it may also cite what it leans on without saying more of it.
 
     Scores: `words`, `steps`, `coverage` (share of the evidence cited), `grounded` (share of steps in
-    which every recognised claim is true).
+    which something is claimed and every recognised claim is true).
     """
     reasons = parsed.steps[:-1] if bare(parsed.steps[-1:], context) else parsed.steps
     problems = [step_problem(step, context) for step in reasons]
+    if len(parsed.steps) == len(reasons) > 1 and conclusion(reasons) is not None:
+        problems[-1] = problems[-1].replace("claims_nothing", "")
     words = sum(len(step.text.split()) for step in parsed.steps)
     cited = {name for step in parsed.steps for name in step.citations if context.cited(name)}
     scores = {
@@ -111,7 +115,10 @@ def check(parsed: Parsed, context: Context, label: bool) -> Check:
 
 
 def step_problem(step: Step, context: Context) -> str:
-    """The first thing wrong with one step, as one of REASONS; empty if every claim in it holds."""
+    """The first thing wrong with one step, as one of REASONS; empty if it claims something and all holds.
+
+    A step that cites evidence and says nothing of it (no sign, feature or number) would hold of anything.
+    """
     if not step.citations:
         return "uncited_step"
     if any(context.cited(name) is None for name in step.citations):
@@ -120,7 +127,12 @@ def step_problem(step: Step, context: Context) -> str:
         return "sign_conflict"
     if not _features_hold(step.text, context):
         return "unsupported_feature"
-    return "ungrounded" if read(step, context, _vocabulary(context).features).problems else ""
+    names = _vocabulary(context)
+    statement = read(step, context, names.features)
+    if statement.problems:
+        return "ungrounded"
+    signs = _claimed_signs(_FORECAST.sub(" ", names.pattern.sub(" ", step.text)))
+    return "" if signs or statement.features or statement.numbers else "claims_nothing"
 
 
 def bare(steps: list[Step], context: Context) -> bool:

@@ -113,6 +113,8 @@ def test_true_steps_hold(text):
         ("Similar users liked the target [e3].", "ungrounded"),
         ("The user liked [e1], a 4 of 5.", "ungrounded"),
         ("Very many similar users disliked the target [e4].", "ungrounded"),
+        ("The target is a person, but would you like to buy it? [e1]", "claims_nothing"),
+        ("This is the first one [e2].", "claims_nothing"),
     ],
 )
 def test_false_steps_do_not(text, problem):
