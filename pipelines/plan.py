@@ -3,6 +3,7 @@
     python -m pipelines.plan --config configs/gpu.yaml --gpu A100-80
     python -m pipelines.plan --config configs/production.yaml --gpu H100-80 \\
         --users 1000000 --items 200000 --interactions 100000000 --requests-per-s 50
+    python -m pipelines.plan --config configs/local.yaml --beside runs/local     a finished run's costs too
 
 The model is arithmetic over tokens, operations and bytes (`ray_app/planning`); its constants and where
 they are from: --constants. A config that cannot fit ends with exit code 2 and says what would.
@@ -21,6 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from ray_app.artifacts import Run
 from ray_app.config import Config, load
 from ray_app.errors import ConfigError, cli
 from ray_app.planning.constants import TABLE
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--gpu", help=f"one of {', '.join(GPUS)} (default: A100-80 where GPUs are used)")
     arguments.add_argument("--cpus", type=positive, help="CPU cores for the stages without a model")
     arguments.add_argument("--price", type=float, help="of one GPU hour, in your currency")
+    arguments.add_argument("--beside", metavar="RUN", help="folder of a finished run of this config")
     arguments.add_argument("--json", action="store_true", help="print JSON")
     arguments.add_argument("--constants", action="store_true", help="print the model's constants and sources")
     return arguments
@@ -157,6 +160,32 @@ def stage_table(pipeline: Pipeline) -> Table:
     return table
 
 
+def beside_table(pipeline: Pipeline, run: Run) -> Table:
+    """Plan, measured and their ratio for each stage that the run has finished."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("stage")
+    for name in ("wall", "CPU", "memory", "storage"):
+        table.add_column(f"{name}: plan", justify="right")
+        table.add_column("run", justify="right")
+        table.add_column("x", justify="right")
+    for stage in pipeline.stages:
+        found = run.stage(stage.name)
+        if not found.exists("manifest.json"):
+            continue
+        manifest = found.read_json("manifest.json")
+        pairs = (
+            (duration, stage.wall_s, manifest["seconds"]),
+            (duration, stage.cpu_s, manifest["cpu_seconds"]),
+            (amount, stage.host_bytes, manifest["peak_memory_mb"] * 2**20),
+            (amount, stage.disk_bytes, sum(manifest["files"].values())),
+        )
+        cells = [
+            (told(plan), told(real), f"{real / plan:.2f}" if plan else "-") for told, plan, real in pairs
+        ]
+        table.add_row(stage.name, *(cell for three in cells for cell in three))
+    return table
+
+
 def memory_table(pipeline: Pipeline) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("on each GPU")
@@ -198,6 +227,8 @@ def main() -> None:
         print()
     else:
         draw(Console(), config, pipeline, service, options.price)
+        if options.beside:
+            Console(width=160).print(beside_table(pipeline, Run(options.beside)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ TABLE: dict[str, Constant] = {
     # CPU, seconds of one core
     "prepare_row": Constant(6e-6, "CPU s/interaction", "measured here"),
     "swing_step": Constant(1e-8, "CPU s/step", "measured here; a step is one (user pair, common item)"),
-    "encode_row": Constant(6e-5, "CPU s/interaction", "measured here"),
+    "encode_row": Constant(1.6e-4, "CPU s/interaction", "measured here"),
     "trace_cpu": Constant(3.8e-3, "CPU s/trace", "measured here: evidence teacher with verification"),
     "context": Constant(4e-4, "CPU s/context", "measured here: evidence and prompts of a row, in mix"),
     "tokenize": Constant(3e-4, "CPU s/sequence", "measured here"),
@@ -50,7 +50,8 @@ TABLE: dict[str, Constant] = {
     "cpu_flops": Constant(2.9e10, "operations/s/core", "measured here: 40,000 tokens/s in the tiny student"),
     "score_cpu": Constant(1.2e-3, "CPU s/prompt", "measured here: vLLM on CPU, tiny student"),
     "write_cpu": Constant(1 / 2500, "CPU s/token", "measured here: vLLM on CPU, tiny student, batched"),
-    "evaluate_fixed": Constant(80, "CPU s", "measured here: trees, intervals, texts, engine start"),
+    "evaluate_fixed": Constant(250, "CPU s", "measured here: trees, intervals, texts, engine start"),
+    "reflect_fixed": Constant(40, "CPU s", "measured here: boosted trees, synthesis, engine start"),
     "session": Constant(12, "s/stage", "measured here: Ray workers start and import"),
     "glances": Constant(5800, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
     "phase": Constant(8, "s/phase", "measured here: model, optimizer, validation, commit"),

@@ -113,6 +113,7 @@ def plan_pipeline(
         reason_stage(config, work, cores, of.get("reason.engine")),
         mix_stage(config, size, work, cores),
         train_stage(config, work, cores, gpu),
+        reflect_stage(config, of.get("evaluate.engine")),
         evaluate_stage(config, work, cores, of.get("evaluate.engine")),
         Stage(
             "publish",
@@ -236,6 +237,17 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
     adapters = phases * shape.lora_parameters(config.student.lora) * 4
     busy = wall - tokenizing / 2
     return Stage("train", wall, tokenizing, train.workers, busy * train.workers / 3600, host, disk + adapters)
+
+
+def reflect_stage(config: Config, memory: Memory | None) -> Stage:
+    """As many validation rows as are evaluated are decided about again."""
+    fixed, host = value("reflect_fixed"), 2 * value("process_bytes") + value("workers_bytes")
+    if memory is None:
+        cpu = fixed + config.evaluate.rows * value("score_cpu")
+        return Stage("reflect", cpu, cpu, host_bytes=host, disk_bytes=8e6)
+    wall = fixed + value("engine_start")
+    gpus = config.evaluate.engine.tensor_parallel
+    return Stage("reflect", wall, fixed, gpus, wall * gpus / 3600, host, 8e6)
 
 
 def evaluate_stage(config: Config, work: Work, cores: int, memory: Memory | None) -> Stage:
