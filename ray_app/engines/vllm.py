@@ -74,7 +74,11 @@ class VllmEngine:
         for place, output in zip(places, outputs, strict=True):
             texts = [text.text for text in output.outputs]
             tokens_written = [len(text.token_ids) for text in output.outputs]
-            answers[place] = Generation(requests[place].id, texts, tokens_written)
+            if all(tokens_written):
+                answers[place] = Generation(requests[place].id, texts, tokens_written)
+            else:  # even a text that ends at once has the token that ends it
+                ends = ", ".join(sorted({str(text.finish_reason) for text in output.outputs}))
+                answers[place] = Generation(requests[place].id, error=f"no token written ({ends})")
         return answers
 
     def close(self) -> None:

@@ -97,6 +97,21 @@ def test_a_form_is_forced_while_decoding(engine):
     assert all(re.fullmatch(r"Answer ?: ?(Yes|No)", text.strip()) for text in answer.texts)
 
 
+def test_a_request_that_the_engine_ends_with_nothing_written_is_an_error(engine, monkeypatch):
+    generate = engine._llm.generate
+
+    def broken(*arguments, **named):
+        outputs = generate(*arguments, **named)
+        outputs[0].outputs[1].token_ids, outputs[0].outputs[1].finish_reason = [], "abort"
+        return outputs
+
+    monkeypatch.setattr(engine._llm, "generate", broken)
+    first, second = engine.generate([ask("a"), ask("b")])
+    assert (first.texts, first.error) == ([], "no token written (abort, length)")
+    assert len(second.texts) == 2
+    assert second.error == ""
+
+
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
     """vLLM's own server in a process of its own."""
