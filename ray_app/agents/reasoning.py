@@ -16,7 +16,7 @@ from ray_app.collab.evidence import NO_PEERS
 from ray_app.engines.student import Scoring, StudentEngine, Writing
 from ray_app.prompts.grammar import reasoning_regex
 from ray_app.prompts.parse import parse_reasoning
-from ray_app.prompts.student import SECTIONS, decide_prompt, explain_prompt
+from ray_app.prompts.student import SECTIONS, decide_prompt, decide_prompts, explain_prompt
 from ray_app.records import Context, Verdict
 from ray_app.student.calibration import apply
 from ray_app.student.experts import GLOBAL, Choice
@@ -37,8 +37,9 @@ class ReasoningAgent:
         if not len(slate):
             return []
         choice = self.choose(slate)
-        prompts = [(at, self._prompt(slate.context(at))) for at in range(len(slate))]
-        logits = await self._blend(slate, prompts, choice.weights)
+        contexts = (slate.context(at) for at in range(len(slate)))
+        prompts = decide_prompts(contexts, self._bundle.config.prompt)
+        logits = await self._blend(slate, list(enumerate(prompts)), choice.weights)
         missed = self._bundle.missed(slate.vectors["user"][0])
         return [
             Verdict(

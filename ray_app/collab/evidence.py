@@ -8,6 +8,7 @@ features, recency), similar users' items of its kind, what similar users and eve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,14 @@ class Gatherer:
         """float64 [n]: Jaccard similarity of features with the target's."""
         matrix = self.catalogue.matrix
         both = matrix[items] @ matrix[target].T
-        counts = np.diff(matrix.indptr)
+        counts = self._widths
         common = both.toarray().ravel()
         return common / np.maximum(counts[items] + counts[target] - common, 1)
+
+    @cached_property
+    def _widths(self) -> np.ndarray:
+        """int [n_items]: how many features an item has."""
+        return np.diff(self.catalogue.matrix.indptr)
 
     def _neighbours(self, peers: Peers, target: int) -> list[Facts]:
         signals, found = peers.signals, []

@@ -230,7 +230,8 @@ class ReflectionSection(Section):
     before: Decisions
     after: Decisions
     auc_gain: Gain
-    accuracy_gain: Gain
+    accuracy_gain: Gain = Gain(value=None, low=None, high=None)
+    """Undefined in reports that were made before it was measured."""
     turned: int
     """Decisions that changed, of which so many for the better and for the worse."""
     better: int

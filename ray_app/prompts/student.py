@@ -13,7 +13,7 @@ tokenizer wherever it stands.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from ray_app.config import PromptConfig
 from ray_app.prompts.cards import (
@@ -42,6 +42,23 @@ _MARKUP = re.compile(r'[<>\[\]()|"]')
 
 def decide_prompt(context: Context, config: PromptConfig, without: Collection[str] = ()) -> str:
     """The prompt whose next token is the verdict. `without` names sections to leave out."""
+    return _beginning(context, config, without) + _ending(context, config)
+
+
+def decide_prompts(contexts: Iterable[Context], config: PromptConfig) -> list[str]:
+    """`decide_prompt` of contexts of one user and moment, which begin alike wherever their pools are alike:
+    that is written once."""
+    beginnings: dict[tuple[str, ...], str] = {}
+    found = []
+    for context in contexts:
+        pool = tuple(item.item_id for item in context.candidates)
+        if pool not in beginnings:
+            beginnings[pool] = _beginning(context, config)
+        found.append(beginnings[pool] + _ending(context, config))
+    return found
+
+
+def _beginning(context: Context, config: PromptConfig, without: Collection[str] = ()) -> str:
     history = [entry for entry in context.profile if entry.kind == "history"]
     similar = [entry for entry in context.profile if entry.kind == "neighbour"]
     shown = set(config.sections) - set(without)
@@ -52,9 +69,12 @@ def decide_prompt(context: Context, config: PromptConfig, without: Collection[st
         lines += ["Similar users:", *(_profile_line(entry, config) for entry in similar)]
     if context.candidates and "pool" in shown:
         lines += ["Candidates:", *(" " + _item(item, config) for item in context.candidates)]
+    return _with_soft_tokens("\n".join(lines), config)
+
+
+def _ending(context: Context, config: PromptConfig) -> str:
     described = f"{_item(context.target, config)} " if config.titles else ""
-    lines.append(f"Target: {described}{ITEM} {PAIR}{_crowd(context)}")
-    return _with_soft_tokens("\n".join(lines), config) + ANSWER
+    return _with_soft_tokens(f"\nTarget: {described}{ITEM} {PAIR}{_crowd(context)}", config) + ANSWER
 
 
 def explain_prompt(context: Context, answer: bool, config: PromptConfig, style: str = "plain") -> str:

@@ -19,7 +19,7 @@ from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
-from ray_app.prompts.student import decide_prompt
+from ray_app.prompts.student import decide_prompt, decide_prompts
 from ray_app.records import Interaction
 from tests.bundles import START, LinearStudent, store_url
 from tests.pages import make_front
@@ -181,8 +181,8 @@ class TestSwing:
         everything = np.arange(len(bundle.items), dtype=np.int32)
         slate, dossier = made(retrieval, view, Proposal(peers, everything, np.zeros(len(everything))))
         prompt = bundle.config.prompt.model_copy(update={"titles": True})
-        for at, whole in enumerate(dossier.contexts):
-            assert decide_prompt(slate.context(at), prompt) == decide_prompt(whole, prompt)
+        together = decide_prompts((slate.context(at) for at in range(len(slate))), prompt)
+        assert together == [decide_prompt(whole, prompt) for whole in dossier.contexts]
         named = {item.item_id for item in slate.pool}
         assert any(context.target.item_id in named for context in dossier.contexts)
         assert len(slate.pool) == slate.named + 1
