@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ HARMLESS = [f"{a} {b}" for a in ("Quiet", "Last", "Blue", "Distant", "Paper") fo
     "River", "Garden", "Winter Road", "House by the Sea", "Letter to a Friend", "Night", "Year", "Machine",
 )]  # fmt: skip
 QUANTILE = 0.95
+DEADLINE_S = 120.0
+"""A degraded answer would show nothing of the student, so none may be late."""
 
 
 class Service(NamedTuple):
@@ -95,6 +98,8 @@ def main() -> None:
     parser.add_argument("--user", default="1", help="whose ranking (%(default)s)")
     options = parser.parse_args()
     bundle = Bundle.open(options.run / "publish" / "bundle")
+    serve = bundle.config.serve.model_copy(update={"deadline_s": DEADLINE_S})
+    bundle = replace(bundle, config=bundle.config.model_copy(update={"serve": serve}))
     store = Store(bundle.config.serve.store or f"sqlite:///{options.run / 'store.sqlite'}")
     student = VllmStudent(bundle, bundle.config.serve.engine)
     try:
