@@ -35,8 +35,9 @@ NEXT, LAST = "/next", "/last"
 """Routes of the application that is to come, and of the one that goes."""
 BUILDER = "serve.app:build"
 READY_S = 240.0
-SETTLE_S = 2.0
-"""Time in which every proxy learns of a route."""
+DRAIN_S = 20.0
+"""Time in which every proxy learns of a route and the application that goes answers what it had taken, the
+default deadline: once it is ended, its agents end before its ingress does."""
 TRIES = 3
 """Of the first question: a machine that has just started a service may be too busy for its deadline."""
 KEPT = 3
@@ -108,7 +109,7 @@ def deploy(
             raise
         applications.put({"/": (app, made_from), LAST: current})
         wait_ready(root, cluster, app, say=say)
-        time.sleep(SETTLE_S)
+        time.sleep(DRAIN_S)
     else:
         save_state(root, cluster.model_copy(update={"deployed": {}}))
     applications.put({"/": (app, made_from)})

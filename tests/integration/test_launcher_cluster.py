@@ -224,7 +224,10 @@ def test_an_interrupt_stops_the_job(root, cluster):
     assert latest.status.value == "STOPPED"
 
 
-def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bundle(root, cluster):
+def test_the_service_stays_up_answers_and_is_deployed_anew_only_for_another_bundle(
+    root, cluster, monkeypatch
+):
+    monkeypatch.setattr(deploy, "DRAIN_S", 2.0)  # the toy answers at once
     package = submit.run_job(root, cluster.dashboard, "true", "b", lambda text: None)
     made_from = {"config": "c.yaml", "run": "/runs/a", "package": package, "bundle": "1"}
     port = clusters.free_port()
