@@ -123,13 +123,14 @@ def test_reflection_is_fitted_on_validation_rows_and_judged_on_rows_it_has_not_s
         run.stage("reflect").read_json("report.json"),
         run.stage("evaluate").read_json("metrics.json")["reflection"],
     )
-    assert fitted["rows"] < MIN_ROWS
-    assert fitted["neutral"]
-    assert bundle.synthesis == NEUTRAL
-    assert 0 < measured["rows"] <= 120
-    assert sum(measured["triggers"].values()) >= measured["rows"]
-    assert measured["before"] == measured["after"]
-    assert measured["turned"] == 0
+    neutral = bundle.synthesis == NEUTRAL
+    assert fitted["neutral"] == measured["neutral"] == neutral
+    assert neutral or fitted["rows"] >= MIN_ROWS, "too few rows to fit anything"
+    for report in (fitted, measured):
+        assert 0 < report["rows"] <= 120
+        assert sum(report["triggers"].values()) >= report["rows"]
+    assert (measured["before"] == measured["after"]) == neutral
+    assert measured["turned"] == 0 or not neutral
 
 
 def test_publish_lays_out_the_bundle_and_fills_the_store(finished, bundle):
