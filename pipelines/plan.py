@@ -22,7 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ray_app.artifacts import Run
+from ray_app.artifacts import MANIFEST, Run
 from ray_app.config import Config, load
 from ray_app.errors import ConfigError, cli
 from ray_app.planning.constants import TABLE
@@ -170,9 +170,9 @@ def beside_table(pipeline: Pipeline, run: Run) -> Table:
         table.add_column("x", justify="right")
     for stage in pipeline.stages:
         found = run.stage(stage.name)
-        if not found.exists("manifest.json"):
+        if not found.exists(MANIFEST):
             continue
-        manifest = found.read_json("manifest.json")
+        manifest = found.read_json(MANIFEST)
         pairs = (
             (duration, stage.wall_s, manifest["seconds"]),
             (duration, stage.cpu_s, manifest["cpu_seconds"]),
