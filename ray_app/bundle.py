@@ -246,6 +246,8 @@ class Bundle:
 
     def missed(self, user_vector: np.ndarray) -> str:
         """The lost experts that the gate would have asked, listed; empty if there are none."""
+        if not self.lost:
+            return ""
         everyone = {*self.experts, *self.lost}
         wanted = choose(user_vector, self.clusters, everyone, self.config.serve.gate).weights
         return ", ".join(name for name in self.lost if name in wanted)
