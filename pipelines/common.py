@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_app.artifacts import Run, StageSpec, execute, is_current
 from ray_app.config import Config, load
-from ray_app.errors import cli
+from ray_app.errors import LaunchError, cli
 from ray_app.logs import about, tell
 from ray_app.telemetry import Telemetry
 
@@ -42,7 +42,10 @@ def open_run(options: argparse.Namespace) -> tuple[Config, Run]:
 
 
 def start_ray(config: Config) -> None:
-    """Join the cluster of the job, or start a private local one when run by hand."""
+    """Join the cluster of the job, or start a private local one when run by hand.
+
+    Raises LaunchError if Ray does not come up.
+    """
     import ray
     import ray.data
 
@@ -50,15 +53,22 @@ def start_ray(config: Config) -> None:
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    if "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ:
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus,
-            object_store_memory=config.ray.object_store_mb * 2**20,
-            include_dashboard=False,
-        )
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if "RAY_ADDRESS" not in os.environ and "RAY_JOB_ID" not in os.environ:
+        options = {
+            "address": "local",
+            "num_cpus": config.ray.num_cpus,
+            "object_store_memory": config.ray.object_store_mb * 2**20,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:  # a node that starts too slowly is a bare Exception of Ray's
+        reason = " ".join(str(error).split())
+        raise LaunchError(
+            f"Ray did not start ({reason}): see whether the machine is busy or its disk or "
+            f"shared memory full, then give the command again; finished stages are kept"
+        ) from error
 
 
 def report_line(manifest: dict[str, Any]) -> str:

@@ -44,10 +44,13 @@ TABLE: dict[str, Constant] = {
     "swing_step": Constant(1e-8, "CPU s/step", "measured here; a step is one (user pair, common item)"),
     "encode_row": Constant(1.6e-4, "CPU s/interaction", "measured here"),
     "trace_cpu": Constant(3.8e-3, "CPU s/trace", "measured here: evidence teacher with verification"),
-    "context": Constant(4e-4, "CPU s/context", "measured here: evidence and prompts of a row, in mix"),
+    "context": Constant(7e-4, "CPU s/context", "measured here: evidence and prompts of a row, in mix: "
+                        "4e-4 to 1.2e-3 in three runs"),
     "tokenize": Constant(3e-4, "CPU s/sequence", "measured here"),
+    "publish_fixed": Constant(5, "CPU s", "measured here: report, hashes, store"),
     "publish_row": Constant(1e-5, "CPU s/interaction", "measured here: histories and the store"),
-    "cpu_flops": Constant(2.9e10, "operations/s/core", "measured here: 40,000 tokens/s in the tiny student"),
+    "cpu_flops": Constant(1.9e10, "operations/s/core", "measured here: training the tiny student, middle "
+                          "of 2.9e10 on an idle machine and 1.3e10 on a busy one"),
     "score_cpu": Constant(1.2e-3, "CPU s/prompt", "measured here: vLLM on CPU, tiny student"),
     "write_cpu": Constant(1 / 2500, "CPU s/token", "measured here: vLLM on CPU, tiny student, batched"),
     "evaluate_fixed": Constant(250, "CPU s", "measured here: trees, intervals, texts, engine start"),
@@ -79,10 +82,17 @@ TABLE: dict[str, Constant] = {
     "vector_bytes": Constant(420, "bytes/interaction", "measured here: 105 float32 of encode"),
     "trace_bytes": Constant(250, "bytes/trace", "measured here: parquet"),
     "example_bytes": Constant(125, "bytes/row", "measured here: parquet of the mix"),
-    "history_bytes": Constant(26, "bytes/interaction", "measured here: bundle and its store"),
+    "history_bytes": Constant(32, "bytes/interaction", "measured here: histories in a bundle"),
+    "token_bytes": Constant(0.54, "bytes/token", "measured here: compressed parquet of tokenized rows"),
     # bytes at work
     "process_bytes": Constant(6e8, "bytes", "measured here: a stage's process with its imports"),
-    "workers_bytes": Constant(1.3e9, "bytes", "measured here: Ray's workers of a stage on 2 cores"),
+    "workers_bytes": Constant(1.3e9, "bytes", "measured here: Ray's workers and services in a session on 2 "
+                              "cores, idle ones too"),
+    "control_bytes": Constant(9e8, "bytes", "measured here: Ray Train's controller and seven helpers"),
+    "trainer_bytes": Constant(1.5e9, "bytes/worker", "measured here: torch, DeepSpeed, tiny student: "
+                              "0.7e9 early in a run to 2.3e9 at its peak"),
+    "engine_host_bytes": Constant(1.4e9, "bytes", "measured here: vLLM with the tiny student and its cache"),
+    "rivals_bytes": Constant(2.5e9, "bytes", "measured here: trees, EASE and intervals; not given back"),
     "frame_bytes": Constant(250, "bytes/interaction", "assumed: polars holds a table about four times over"),
     "sequence_bytes": Constant(1500, "bytes/sequence", "measured here: a tokenized row in a train worker"),
     # service

@@ -115,13 +115,7 @@ def plan_pipeline(
         train_stage(config, work, cores, gpu),
         reflect_stage(config, of.get("evaluate.engine")),
         evaluate_stage(config, work, cores, of.get("evaluate.engine")),
-        Stage(
-            "publish",
-            2 + size.interactions * value("publish_row"),
-            size.interactions * value("publish_row"),
-            host_bytes=value("process_bytes") + 2 * size.interactions * value("history_bytes"),
-            disk_bytes=2 * size.interactions * value("history_bytes"),
-        ),
+        publish_stage(config, size),
     ]
     return Pipeline(size, work, cores, gpu, stages, memory)
 
@@ -152,6 +146,15 @@ def refusal(config: Config, memory: Memory, deepspeed: dict[str, Any]) -> str:
     )
 
 
+def session_bytes() -> float:
+    """A stage's own process and what Ray runs beside it until the session ends."""
+    return value("process_bytes") + value("workers_bytes")
+
+
+def pair_bytes(config: Config, size: Size) -> float:
+    return size.items * min(config.swing.k, size.items) * value("pair_bytes")
+
+
 def data_stages(config: Config, size: Size, work: Work, cores: int) -> Iterator[Stage]:
     rows, base, session = size.interactions, value("process_bytes"), value("session")
     workers = value("workers_bytes")
@@ -164,11 +167,11 @@ def data_stages(config: Config, size: Size, work: Work, cores: int) -> Iterator[
         disk_bytes=rows * value("prepare_bytes"),
     )
     swing = work.swing_steps * value("swing_step")
-    pairs = size.items * min(config.swing.k, size.items) * value("pair_bytes")
+    pairs = pair_bytes(config, size)
     snapshots = sum(share * rows * value("graph_bytes") + pairs for share in snapshot_shares(config))
     yield Stage(
         "swing",
-        session + swing / min(cores, 64),
+        2 * session + swing / min(cores, 64),
         swing + 2 * session,
         host_bytes=base + workers + rows * (value("graph_bytes") + value("frame_bytes")) + pairs,
         disk_bytes=snapshots,
@@ -178,13 +181,13 @@ def data_stages(config: Config, size: Size, work: Work, cores: int) -> Iterator[
         "encode",
         encode,
         encode,
-        host_bytes=base + rows * (value("vector_bytes") + value("frame_bytes")),
+        host_bytes=base + workers + rows * (value("vector_bytes") + value("frame_bytes")),
         disk_bytes=rows * value("vector_bytes"),
     )
 
 
 def reason_stage(config: Config, work: Work, cores: int, memory: Memory | None) -> Stage:
-    engine, host = config.reason.engine, value("process_bytes") + value("workers_bytes")
+    engine, host = config.reason.engine, session_bytes()
     disk = work.traces * value("trace_bytes")
     cpu = work.traces * value("trace_cpu") + value("session")
     if memory is None:
@@ -204,9 +207,7 @@ def mix_stage(config: Config, size: Size, work: Work, cores: int) -> Stage:
         "mix",
         value("session") + cpu / cores,
         cpu + value("session"),
-        host_bytes=value("process_bytes")
-        + value("workers_bytes")
-        + size.interactions * (value("frame_bytes") + value("graph_bytes")),
+        host_bytes=session_bytes() + size.interactions * (value("frame_bytes") + value("graph_bytes")),
         disk_bytes=work.sequences * value("example_bytes"),
     )
 
@@ -222,10 +223,11 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
     scored = prompts * tokens.decide * shape.flops(tokens.decide / 2)
     fixed = value("session") + phases * value("phase")
     tokenizing = work.sequences * value("tokenize")
-    host = 3 * value("process_bytes") + value("workers_bytes") + work.sequences * value("sequence_bytes")
-    disk = work.sequences * tokens.dropped * 2 + (phases + 1) * shape.parameters * (
-        0 if config.student.base else 4
-    )
+    host = session_bytes() + value("control_bytes") + train.workers * value("trainer_bytes")
+    host += work.sequences * value("sequence_bytes")
+    # A bootstrapped base is left as it was after each of its two phases, and in the student.
+    bases = 0 if config.student.base else 3
+    disk = work.sequences * tokens.dropped * value("token_bytes") + bases * 4 * shape.parameters
     if gpu is None or not train.use_gpu:
         wide = min(cores, train.workers * train.threads)
         seconds = (flops + scored) / (wide * value("cpu_flops"))
@@ -241,7 +243,7 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
 
 def reflect_stage(config: Config, memory: Memory | None) -> Stage:
     """As many validation rows as are evaluated are decided about again."""
-    fixed, host = value("reflect_fixed"), 2 * value("process_bytes") + value("workers_bytes")
+    fixed, host = value("reflect_fixed"), session_bytes() + value("engine_host_bytes")
     if memory is None:
         cpu = fixed + config.evaluate.rows * value("score_cpu")
         return Stage("reflect", cpu, cpu, host_bytes=host, disk_bytes=8e6)
@@ -255,7 +257,7 @@ def evaluate_stage(config: Config, work: Work, cores: int, memory: Memory | None
     settings, tokens = config.evaluate, work.tokens
     prompts = settings.rows + settings.catalogue_users * settings.catalogue_candidates
     written = 2 * settings.explanations * tokens.reason
-    fixed, host = value("evaluate_fixed"), 3 * value("process_bytes") + value("workers_bytes")
+    fixed, host = value("evaluate_fixed"), evaluate_bytes()
     if memory is None:
         cpu = fixed + prompts * value("score_cpu") + written * value("write_cpu")
         return Stage("evaluate", cpu, cpu, host_bytes=host, disk_bytes=1e7)
@@ -268,3 +270,18 @@ def evaluate_stage(config: Config, work: Work, cores: int, memory: Memory | None
     wall = fixed + value("engine_start") + seconds
     gpus = settings.engine.tensor_parallel
     return Stage("evaluate", wall, fixed, gpus, wall * gpus / 3600, host, 1e7)
+
+
+def evaluate_bytes() -> float:
+    return session_bytes() + value("engine_host_bytes") + value("rivals_bytes")
+
+
+def publish_stage(config: Config, size: Size) -> Stage:
+    """In one session with `evaluate`, whose memory the process keeps. The store is not in the run folder."""
+    cpu = value("publish_fixed") + size.interactions * value("publish_row")
+    own = 0 if config.student.base else 4 * student_shape(config).parameters
+    disk = (
+        size.interactions * (value("history_bytes") + value("graph_bytes")) + pair_bytes(config, size) + own
+    )
+    host = evaluate_bytes() + size.interactions * value("history_bytes")
+    return Stage("publish", cpu, cpu, host_bytes=host, disk_bytes=disk)

@@ -394,6 +394,21 @@ def test_stages_run_once_then_are_skipped_unless_forced(tmp_path, monkeypatch, c
     assert made == ["prepare", "swing", "swing"]
 
 
+def test_a_ray_that_does_not_come_up_is_one_line(tmp_path):
+    """Its sockets have no place: a path of theirs may have 107 bytes."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    command = "from pipelines.common import *; cli(lambda: start_ray(load('configs/local.yaml')))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    found = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=REPO, env=clean | {"RAY_TMPDIR": str(deep)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("error: Ray did not start (")
+    assert "Traceback" not in found.stderr
+
+
 # make
 
 
