@@ -113,7 +113,7 @@ def plan_pipeline(
         reason_stage(config, work, cores, of.get("reason.engine")),
         mix_stage(config, size, work, cores),
         train_stage(config, work, cores, gpu),
-        reflect_stage(config, of.get("evaluate.engine")),
+        reflect_stage(config, size, of.get("evaluate.engine")),
         evaluate_stage(config, work, cores, of.get("evaluate.engine")),
         publish_stage(config, size),
     ]
@@ -241,15 +241,16 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
     return Stage("train", wall, tokenizing, train.workers, busy * train.workers / 3600, host, disk + adapters)
 
 
-def reflect_stage(config: Config, memory: Memory | None) -> Stage:
-    """As many validation rows as are evaluated are decided about again."""
-    fixed, host = value("reflect_fixed"), session_bytes() + value("engine_host_bytes")
+def reflect_stage(config: Config, size: Size, memory: Memory | None) -> Stage:
+    """As many validation rows as are evaluated, and no more than there are, are decided about again."""
+    rows = min(config.evaluate.rows, round(size.interactions * config.data.split.valid))
+    host = session_bytes() + value("engine_host_bytes")
+    cpu = value("reflect_fixed") + rows * value("reflect_row")
     if memory is None:
-        cpu = fixed + config.evaluate.rows * value("score_cpu")
         return Stage("reflect", cpu, cpu, host_bytes=host, disk_bytes=8e6)
-    wall = fixed + value("engine_start")
+    wall = cpu + value("engine_start")
     gpus = config.evaluate.engine.tensor_parallel
-    return Stage("reflect", wall, fixed, gpus, wall * gpus / 3600, host, 8e6)
+    return Stage("reflect", wall, cpu, gpus, wall * gpus / 3600, host, 8e6)
 
 
 def evaluate_stage(config: Config, work: Work, cores: int, memory: Memory | None) -> Stage:

@@ -215,9 +215,22 @@ MEASURED = {
     "reason": (94.7, 2631.3, 3_356_701),
     "mix": (96.2, 2492.4, 12_857_416),
     "train": (2378.2, 7209.8, 9_606_426),
-    "reflect": (67.8, 3126.2, 7_728_238),
+    "reflect": (319.1, 3376.0, 7_728_238),
     "evaluate": (410.8, 5792.6, 9_066_318),
     "publish": (7.3, 5469.2, 10_487_137),
+}
+"""All but reflect of one run; reflect of a later one, when it looked at 9,811 rows."""
+ML_1M = Size(803, 3255, 44_292)
+MEASURED_ML1M = {
+    # the same of a run with configs/ml1m.yaml, another size. Swing left .49 of what was planned.
+    "prepare": (0.3, 681.4, 455_512),
+    "encode": (5.0, 2019.6, 21_671_125),
+    "reason": (64.8, 1387.7, 2_653_805),
+    "mix": (87.5, 1994.7, 12_221_714),
+    "train": (2839.8, 6434.0, 8_479_007),
+    "reflect": (230.5, 3057.5, 6_870_570),
+    "evaluate": (376.6, 4174.5, 7_648_245),
+    "publish": (4.3, 3809.6, 9_592_917),
 }
 MEASURED_COUNTS = {"traces": 12_448, "accepted": 5_708, "reason_examples": 5_708, "rec_examples": 22_832}
 MEASURED_TRAINING = {"language": 8_613_780, "answers": 5_132_514, "global": 3_656_220}
@@ -227,17 +240,27 @@ MEASURED_TRAINING_CPU = 1549.8
 
 
 def test_the_default_run_takes_what_was_measured_within_a_factor_of_1_5():
-    predicted = plan(config("local"), gpu=None).total("wall_s") / 60
+    """Without reflect, which that run did not have as it is now."""
+    stages = plan(config("local"), gpu=None).stages
+    predicted = sum(stage.wall_s for stage in stages if stage.name != "reflect") / 60
     assert 1 / 1.5 < predicted / MEASURED_DEFAULT_MINUTES < 1.5
 
 
-@pytest.mark.parametrize("stage", list(MEASURED))
-def test_stages_cost_what_was_measured_within_a_factor_of_2(stage: str):
-    predicted = {one.name: one for one in plan(config("local"), gpu=None).stages}[stage]
-    cpu, megabytes, size = MEASURED[stage]
+RUNS = [("local", ML_100K, MEASURED), ("ml1m", ML_1M, MEASURED_ML1M)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stage", "measured"),
+    [(name, size, stage, cost) for name, size, run in RUNS for stage, cost in run.items()],
+)
+def test_stages_cost_what_was_measured_within_a_factor_of_2(
+    name: str, size: Size, stage: str, measured: tuple[float, float, int]
+):
+    predicted = {one.name: one for one in plan(config(name), size, gpu=None).stages}[stage]
+    cpu, megabytes, disk = measured
     assert 1 / 2 < predicted.cpu_s / cpu < 2
     assert 1 / 2 < predicted.host_bytes / (megabytes * 2**20) < 2
-    assert 1 / 2 < predicted.disk_bytes / size < 2
+    assert 1 / 2 < predicted.disk_bytes / disk < 2
 
 
 def test_counts_of_rows_and_traces_are_those_measured_within_2_percent():
