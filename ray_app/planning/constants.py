@@ -55,7 +55,7 @@ TABLE: dict[str, Constant] = {
     "write_cpu": Constant(1 / 2500, "CPU s/token", "measured here: vLLM on CPU, tiny student, batched"),
     "evaluate_fixed": Constant(250, "CPU s", "measured here: trees, intervals, texts, engine start"),
     "reflect_fixed": Constant(40, "CPU s", "measured here: boosted trees, synthesis, engine start"),
-    "reflect_row": Constant(2e-2, "CPU s/validation row", "measured here: evidence, decisions, cross-fitted trees; "
+    "reflect_row": Constant(2e-2, "CPU s/validation row", "measured here: evidence, decisions, trees; "
                             "1.4e-2 to 2.8e-2 in three runs"),
     "session": Constant(12, "s/stage", "measured here: Ray workers start and import"),
     "glances": Constant(5800, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
