@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -241,8 +241,26 @@ def fit(config: Config, run: Run, local: Path, clusters: int) -> None:
         ),
     )
     with own_interrupt():
-        trainer.fit()
+        persist(trainer.fit, train.max_failures)
     shutil.rmtree(local / "checkpoints", ignore_errors=True)
+
+
+def persist(fit: Callable[[], object], failures: int) -> None:
+    """Call `fit` again, up to `failures` times, where a worker was lost while its group started.
+
+    Ray Train counts a worker that dies at work itself; over one that dies before, it gives up. A second
+    `fit` of the same name goes on from the last checkpoint.
+    """
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+
+    for left in reversed(range(failures + 1)):
+        try:
+            fit()
+            return
+        except ControllerError as error:
+            if not left or not isinstance(error.controller_failure, RayActorError):
+                raise
 
 
 @contextmanager

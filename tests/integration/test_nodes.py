@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ WAIT_S = 240.0
 
 
 class Nodes:
-    """A head without CPUs and some workers; `kill_one_at_work` ends the first that is busy."""
+    """A head without CPUs and some workers; `one_killed` ends the first that is busy."""
 
     def __init__(self, count: int):
         import ray
@@ -66,13 +66,15 @@ class Nodes:
         return found
 
     @contextmanager
-    def one_killed(self, *marks: str, after_s: float) -> Iterator[None]:
-        """Kill a node once its workers have been busy for `after_s`; fails if none ever was."""
+    def one_killed(
+        self, *marks: str, after_s: float = 0.0, when: Callable[[], bool] = lambda: True
+    ) -> Iterator[None]:
+        """Kill a node `after_s` after its workers are busy and `when` says so; fails if that never is."""
         stop = threading.Event()
 
         def watch() -> None:
             while not stop.wait(0.1):
-                if self.busy(marks):
+                if self.busy(marks) and when():
                     time.sleep(after_s)
                     for at, family in self.busy(marks).items():
                         for process in family:
@@ -160,11 +162,15 @@ def test_no_trace_is_lost_or_doubled_with_a_node_killed(nodes, config, small_run
     assert rows.is_unique().all()
 
 
-def test_training_goes_on_from_its_checkpoint_with_a_node_killed(nodes, config, small_run, tmp_path):
+def test_training_goes_on_with_a_node_killed_at_its_start_or_after_a_checkpoint(
+    nodes, config, small_run, tmp_path
+):
     run = copy(small_run, tmp_path)
     calm_counts, calm = timed(run, train.spec(config, run))
-    with nodes.one_killed("RayTrainWorker", after_s=12.0):
-        counts, struck = timed(run, train.spec(config, run))
-    tell("train", nodes, calm, struck)
-    assert counts["counts"]["valid_auc"] == pytest.approx(calm_counts["counts"]["valid_auc"], abs=0.02)
-    assert counts["counts"]["trainable"] == calm_counts["counts"]["trainable"]
+    checkpoints = run.stage("train").local() / "checkpoints" / train.SNAPSHOT
+    for moment, when in (("start", lambda: True), ("checkpoint", checkpoints.exists)):
+        with nodes.one_killed("RayTrainWorker", when=when):
+            counts, struck = timed(run, train.spec(config, run))
+        tell(f"train, at the {moment}", nodes, calm, struck)
+        assert counts["counts"]["valid_auc"] == pytest.approx(calm_counts["counts"]["valid_auc"], abs=0.02)
+        assert counts["counts"]["trainable"] == calm_counts["counts"]["trainable"]

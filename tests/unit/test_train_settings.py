@@ -2,11 +2,14 @@
 
 import json
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import ActorUnavailableError
+from ray.train import ControllerError
 
 from pipelines import train
 from pipelines.mix import CORPUS
@@ -96,3 +99,32 @@ def test_ctrl_c_is_the_programs_own_again_after_training():
     with train.own_interrupt():
         signal.signal(signal.SIGINT, lambda *_: None)
     assert signal.getsignal(signal.SIGINT) is own
+
+
+@pytest.mark.parametrize(
+    ("lost", "limit", "calls", "ends"), [(0, 2, 1, True), (2, 2, 3, True), (3, 2, 3, False)]
+)
+def test_workers_lost_while_they_start_cost_a_try_each(lost: int, limit: int, calls: int, ends: bool):
+    """`fit` fails `lost` times as Ray Train does then, and is called again `limit` times at most."""
+    made = []
+
+    def fit() -> None:
+        made.append(1)
+        if len(made) <= lost:
+            raise ControllerError(ActorUnavailableError("the node is gone", None))
+
+    with nullcontext() if ends else pytest.raises(ControllerError):
+        train.persist(fit, limit)
+    assert len(made) == calls
+
+
+def test_any_other_error_of_training_is_not_tried_again():
+    made = []
+
+    def fit() -> None:
+        made.append(1)
+        raise ControllerError(ValueError("a bug"))
+
+    with pytest.raises(ControllerError, match="a bug"):
+        train.persist(fit, 2)
+    assert made == [1]
