@@ -1,15 +1,17 @@
 """What the service tells about the run that it serves: versions, stages, metrics, plots, the whole report.
 
 All of it comes from `report/` of the bundle, is read once and handed out by name from memory: nothing that a
-request says becomes a path. A bundle without a report still tells its versions.
+request says becomes a path. A bundle without a report still tells its versions, and so does one whose report
+was written by another version of this program: what answers does not hang on what was measured.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.responses import HTMLResponse, Response
 
 from ray_app.artifacts import Folder
@@ -25,6 +27,7 @@ from ray_app.evaluation.metrics import (
     TableSection,
 )
 
+log = logging.getLogger(__name__)
 HEADERS = {
     # The report brings its own styles, and no script; the same for a plot that is opened by itself.
     "Content-Security-Policy": (
@@ -57,7 +60,7 @@ class ServedRun(BaseModel):
     cut: int
     """Last timestamp that the bundle has seen, epoch seconds."""
     report: Measured | None
-    """None: the bundle was published without."""
+    """None: the bundle was published without, or by a version whose report this one does not read."""
 
 
 class Svg(Response):
@@ -78,11 +81,9 @@ class Published:
         folder = bundle.folder(REPORT)
         if not folder.exists("metrics.json"):
             return cls(ServedRun(versions=versions, cut=facts["cut"], report=None), None, {})
-        metrics = Metrics.model_validate(folder.read_json("metrics.json"))
         plots = [Plot.model_validate(one) for one in folder.read_json("plots.json")]
-        told = {name: getattr(metrics, name) for name in Measured.model_fields if name != "plots"}
         return cls(
-            ServedRun(versions=versions, cut=facts["cut"], report=Measured(**told, plots=plots)),
+            ServedRun(versions=versions, cut=facts["cut"], report=_measured(folder, plots)),
             folder.read("report.html"),
             {plot.name: folder.read(plot.name) for plot in plots},
         )
@@ -98,3 +99,16 @@ class Published:
         if name not in self.plots:
             raise NotFoundError(f"plot {name!r} does not exist: ask GET /v1/run for names")
         return Svg(self.plots[name], headers=HEADERS)
+
+
+def _measured(folder: Folder, plots: list[Plot]) -> Measured | None:
+    """None, with a warning, where the report has not the form of this version."""
+    try:
+        metrics = Metrics.model_validate(folder.read_json("metrics.json"))
+    except ValidationError as error:
+        log.warning(
+            "%s is of another version, publish again to have it shown: %s", folder.path("metrics.json"), error
+        )
+        return None
+    told = {name: getattr(metrics, name) for name in Measured.model_fields if name != "plots"}
+    return Measured(**told, plots=plots)

@@ -34,7 +34,7 @@ async function show() {
 const parts = ({ versions, cut, report }) => [
   facts("What answers", { bundle: versions.bundle, ...versions, "data until": day(cut), ...(report && about(report)) }),
   ...(report ? measured(report) : [
-    el("p", {}, "This bundle was published without a report, so only its versions are known. Publish its run again to see more."),
+    el("p", {}, "This bundle was published without a report, or with one that this version cannot read, so only its versions are known. Publish its run again to see more."),
   ]),
 ];
 

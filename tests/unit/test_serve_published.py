@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -89,3 +90,17 @@ def test_a_bundle_without_a_report_tells_its_versions(bundle):
     assert told["report"] is None
     assert "without a report" in client.get("/v1/run/report").json()["detail"]
     assert client.get("/v1/run/plots/exposed-1.svg").status_code == 404
+
+
+def test_a_report_of_another_version_is_a_warning_and_the_service_answers(bundle, caplog):
+    render(invented_metrics(), invented_samples(2), bundle.path / REPORT)
+    file = bundle.path / REPORT / "metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["champion"]
+    file.write_text(json.dumps(metrics))
+    client = client_of(bundle)
+    assert client.get("/v1/run").json()["report"] is None
+    assert "metrics.json" in caplog.text and "champion" in caplog.text
+    assert "invented-for-the-test" in client.get("/v1/run/report").text
+    body = {"user_id": "u3", "k": 2}
+    assert client.post("/v1/recommendations", json=body).status_code == 200
