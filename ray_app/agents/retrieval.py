@@ -17,6 +17,7 @@ from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.data.store import Store, UserSummary
 from ray_app.errors import NotFoundError
 from ray_app.records import Context, Interaction, Item, User
+from ray_app.swing.users import Memo
 
 CACHE_USERS, CACHE_S = 1024, 5.0
 """Views kept. The agent that takes feedback in forgets that user at once; where several replicas share a
@@ -36,6 +37,7 @@ class DataRetrievalAgent:
         self._store = store
         self._clock = clock
         self._views: OrderedDict[str, tuple[float, UserView]] = OrderedDict()
+        self._memo = Memo.empty()
 
     def warm(self) -> None:
         """Do once what compiles when it is first done (numba), for somebody who has liked one item."""
@@ -69,7 +71,7 @@ class DataRetrievalAgent:
         for name, others in zip(items, left_out, strict=True):
             less = view.without([bundle.item_code(other) for other in others])
             less = replace(less, like_rate=bundle.like_rate(less.history))
-            peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS)
+            peers = find_peers(bundle.gatherer.index, less.history, less.now, less.code, SIGNALS, self._memo)
             code = np.array([bundle.item_code(name)], np.int32)
             slate = self._slate(less, Proposal(peers, code, np.zeros(1, np.float32)))
             parts.append(slate.dossier([0], [slate.context(0)]))
@@ -125,21 +127,16 @@ class DataRetrievalAgent:
 
     def _contexts(self, view: UserView, proposal: Proposal) -> list[Context]:
         bundle, pool = self._bundle, self._pool(view, proposal.peers)
-        return [
-            bundle.gatherer.context(
-                view.user.user_id,
-                view.code,
-                view.history,
-                view.now,
-                int(item),
-                float(count),
-                float(rate),
-                view.like_rate,
-                proposal.peers,
-                pool,
-            )
-            for item, (count, rate, _) in zip(proposal.items, bundle.statistics(proposal.items), strict=True)
-        ]
+        return bundle.gatherer.contexts(
+            view.user.user_id,
+            view.history,
+            view.now,
+            proposal.items,
+            bundle.statistics(proposal.items),
+            view.like_rate,
+            proposal.peers,
+            pool,
+        )
 
     async def profile(self, user_id: str, limit: int) -> Profile:
         """The user and their last `limit` events. Raises NotFoundError."""

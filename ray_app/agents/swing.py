@@ -18,6 +18,7 @@ from ray_app.agents.interface import Dossier, Proposal, UserView
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import SIGNALS, History, Peers, find_peers
 from ray_app.records import Context, Interaction, Verdict
+from ray_app.swing.users import Memo
 from ray_app.swing.weights import DAY
 
 HALF_LIFE = 20.0
@@ -31,6 +32,7 @@ class SwingAgent:
 
     def __init__(self, bundle: Bundle):
         self._bundle = bundle
+        self._memo = Memo.empty()
         self.trend = _trend(bundle)
         """float64 [n_items]: everyone's likes of late, at most 1."""
 
@@ -53,7 +55,7 @@ class SwingAgent:
 
     def signals(self, history: History, now: int, user_code: int) -> Peers:
         """Similar users (the owner, `user_code`, apart) and their favourites."""
-        return find_peers(self._bundle.gatherer.index, history, now, user_code, SIGNALS)
+        return find_peers(self._bundle.gatherer.index, history, now, user_code, SIGNALS, self._memo)
 
     def candidates(self, history: History, peers: Peers, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes int32 [<= n] of items that are not in the history, best first, and scores float32."""

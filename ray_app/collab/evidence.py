@@ -18,7 +18,7 @@ from ray_app.config import PromptConfig
 from ray_app.prompts.cards import MAX_EVIDENCE
 from ray_app.records import Context, Evidence, Item
 from ray_app.swing.table import NeighbourTable
-from ray_app.swing.users import Signals, UserIndex, strengths
+from ray_app.swing.users import Memo, Signals, UserIndex, strengths
 
 CONTENT, RECENCY = 0.5, 0.1
 """Weight of feature overlap and of recency beside the Swing score (scaled to 1 for the nearest item)."""
@@ -66,15 +66,17 @@ NO_PEERS = Peers(
 )
 
 
-def find_peers(index: UserIndex | None, history: History, now: int, user: int, top: int) -> Peers:
+def find_peers(
+    index: UserIndex | None, history: History, now: int, user: int, top: int, memo: Memo | None = None
+) -> Peers:
     """Similar users of a history and their favourite items that it does not hold.
 
-    user: the owner's code, to leave out (-1: not in the index).
+    user: the owner's code, to leave out (-1: not in the index). memo: see `UserIndex.similar`.
     """
     if index is None or not len(history):
         return NO_PEERS
     found = index.similar(
-        history.items, strengths(history.labels), history.timestamps, now, exclude_user=user
+        history.items, strengths(history.labels), history.timestamps, now, exclude_user=user, memo=memo
     )
     return Peers(*found, index.signals(found[0], found[1], top, history.items))
 
@@ -112,19 +114,44 @@ class Gatherer:
         pool: np.ndarray,
     ) -> Context:
         """The context of one target. target_count and target_rate: its earlier ratings as of `now`."""
-        opinions = self._opinions(peers, target, target_count, target_rate)
+        known = np.array([[target_count, target_rate]])
+        (found,) = self.contexts(user_id, history, now, np.array([target]), known, like_rate, peers, pool)
+        return found
+
+    def contexts(
+        self,
+        user_id: str,
+        history: History,
+        now: int,
+        targets: np.ndarray,
+        statistics: np.ndarray,
+        like_rate: float,
+        peers: Peers,
+        pool: np.ndarray,
+    ) -> list[Context]:
+        """The contexts of n targets, int [n]; statistics: float [n, 2 or more], count and rate of each."""
+        profile = self.profile(history, peers)
+        return [
+            Context(
+                user_id=user_id,
+                timestamp=int(now),
+                history_count=len(history),
+                like_rate=float(like_rate),
+                target=self.items[target],
+                profile=profile,
+                evidence=self._evidence(history, peers, target, float(count), float(rate)),
+                candidates=[self.items[at] for at in pool if at != target][: self.prompt.candidates],
+            )
+            for target, (count, rate, *_) in zip(targets.tolist(), statistics, strict=True)
+        ]
+
+    def _evidence(
+        self, history: History, peers: Peers, target: int, count: float, rate: float
+    ) -> list[Evidence]:
+        opinions = self._opinions(peers, target, count, rate)
         related = [*self._related(history, target), *self._neighbours(peers, target)]
-        evidence = [*related[: MAX_EVIDENCE - len(opinions)], *opinions]
-        return Context(
-            user_id=user_id,
-            timestamp=int(now),
-            history_count=len(history),
-            like_rate=float(like_rate),
-            target=self.items[target],
-            profile=self.profile(history, peers),
-            evidence=[Evidence(id=f"e{at}", **entry) for at, entry in enumerate(evidence, 1)],
-            candidates=[self.items[at] for at in pool if at != target][: self.prompt.candidates],
-        )
+        chosen = [*related[: MAX_EVIDENCE - len(opinions)], *opinions]
+        return [Evidence(id=f"e{at}", **entry) for at, entry in enumerate(chosen, 1)]
 
     def profile(self, history: History, peers: Peers) -> list[Evidence]:
         """The user's latest ratings, newest first, then similar users' favourites."""
@@ -163,16 +190,20 @@ class Gatherer:
 
     def _overlap(self, items: np.ndarray, target: int) -> np.ndarray:
         """float64 [n]: Jaccard similarity of features with the target's."""
-        matrix = self.catalogue.matrix
-        both = matrix[items] @ matrix[target].T
+        indptr, features = self.catalogue.indptr, self.catalogue.features
+        own = np.zeros(len(self.catalogue.vocabulary))
+        own[features[indptr[target] : indptr[target + 1]]] = 1
         counts = self._widths
-        common = both.toarray().ravel()
-        return common / np.maximum(counts[items] + counts[target] - common, 1)
+        widths = counts[items]
+        rows = np.repeat(np.arange(len(items)), widths)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(widths) - widths, widths)
+        common = np.bincount(rows, own[features[indptr[items][rows] + within]], len(items))
+        return common / np.maximum(widths + counts[target] - common, 1)
 
     @cached_property
     def _widths(self) -> np.ndarray:
         """int [n_items]: how many features an item has."""
-        return np.diff(self.catalogue.matrix.indptr)
+        return np.diff(self.catalogue.indptr)
 
     def _neighbours(self, peers: Peers, target: int) -> list[Facts]:
         signals, found = peers.signals, []
@@ -186,28 +217,17 @@ class Gatherer:
     def _opinions(self, peers: Peers, target: int, count: float, rate: float) -> list[Facts]:
         found = []
         if self.index is not None and len(peers.users):
-            rows = (self._rating_of(user, target) for user in peers.users)
-            known = [(rating, label) for rating, label in rows if label >= 0]
-            if len(known) >= MIN_PEERS:
-                ratings = [rating for rating, _ in known]
-                likes = float(np.mean([label for _, label in known]))
-                average = None if np.isnan(ratings).any() else float(np.mean(ratings))
+            ratings, labels = self.index.opinions(peers.users, target)
+            if len(labels) >= MIN_PEERS:
+                likes = float(labels.mean())
+                average = None if np.isnan(ratings).any() else float(ratings.astype(np.float64).mean())
                 strength = abs(likes - 0.5)
                 found.append(
-                    _opinion("peers", self.items[target], average, likes >= 0.5, len(known), strength)
+                    _opinion("peers", self.items[target], average, likes >= 0.5, len(labels), strength)
                 )
         if count > 0:
             found.append(_crowd(self.items[target], count, rate))
         return found
-
-    def _rating_of(self, user: int, item: int) -> tuple[float, int]:
-        index = self.index
-        assert index is not None
-        first, last = index.user_ptr[user], index.user_ptr[user + 1]
-        at = first + int(np.searchsorted(index.user_items[first:last], item))
-        if at < last and index.user_items[at] == item:
-            return float(index.user_ratings[at]), int(index.user_labels[at])
-        return float("nan"), -1
 
     def _rated(self, history: History, at: int, shared: list[str], weight: float) -> Facts:
         rating = float(history.ratings[at])

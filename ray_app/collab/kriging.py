@@ -27,6 +27,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ray_app.swing.kernel import population
+
+FADE = 256
+"""Years apart whose term is computed beforehand."""
 COLUMNS = ("mean", "level", "drift", "features", "year", "latent", "sd")
 
 
@@ -67,8 +71,8 @@ def posterior(
     """float32 [n, 7], columns as in `COLUMNS`, of n rows.
 
     items int32 [h], residuals float32 [h]: histories one after the other; row r sees start[r]:end[r] of
-    them. targets int32 [n]. (indptr, features): CSR list of feature codes per item; year float32 [n_items],
-    0 where unknown; latent float32 [n_items, d].
+    them. targets int32 [n]. (indptr, features): CSR list of feature codes (below 64) per item; year float32
+    [n_items], whole, 0 where unknown; latent float32 [n_items, d].
     """
     out = np.zeros((len(targets), len(COLUMNS)), np.float32)
     longest = int(min((end - start).max(initial=0), window))
@@ -91,6 +95,10 @@ def _posterior(history, targets, order, content, window, longest, kernel, out):
     factor = np.empty((longest, longest))  # lower Cholesky factor of K + noise I
     solved, weight, half = np.empty(longest), np.empty(longest), np.empty(longest)
     own = np.empty((longest, latent.shape[1]), np.float32)  # unit latent vectors of the history
+    bits, widths, years = np.empty(longest, np.uint64), np.empty(longest), np.empty(longest, np.float32)
+    drift = kernel.drift * np.exp(-np.arange(longest + 1) / kernel.drift_length)
+    fade = kernel.year * np.exp(-np.arange(FADE) / kernel.year_span)
+    seen = (own, bits, widths, years, drift, fade)
     at = np.empty(latent.shape[1], np.float32)
     near, parts = np.empty((4, longest)), np.empty(4)
     first, known = -1, 0
@@ -103,7 +111,9 @@ def _posterior(history, targets, order, content, window, longest, kernel, out):
         for x in range(known, n):
             i = items[first + x]
             _unit(latent[i], own[x])
-            _terms(items, first, x, i, own[x], own, content, kernel, near)
+            _terms(seen, x, i, own[x], content, kernel, near)
+            bits[x], widths[x] = _bits(content[0], content[1], i), content[0][i + 1] - content[0][i]
+            years[x] = content[2][i]
             for q in range(x):
                 total = kernel.level + near[0, q] + near[1, q] + near[2, q] + near[3, q]
                 for m in range(q):
@@ -125,7 +135,7 @@ def _posterior(history, targets, order, content, window, longest, kernel, out):
                     weight[m] -= factor[x, m] * weight[x]
         i = targets[row]
         _unit(latent[i], at)
-        _terms(items, first, n, i, at, own, content, kernel, near)
+        _terms(seen, n, i, at, content, kernel, near)
         spread, total = _self(i, content, kernel), 0.0
         parts[:] = 0
         for q in range(n):
@@ -165,16 +175,21 @@ def _self(i, content, kernel):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _terms(items, first, n, i, at, own, content, kernel, near):
+def _terms(seen, n, i, at, content, kernel, near):
     """near[0:4, :n]: drift, features, year and latent terms of item i, rated n-th, with the n before it."""
+    own, bits, widths, years, drift, fade = seen
     indptr, features, year, _ = content
+    mine, width, when = _bits(indptr, features, i), float(indptr[i + 1] - indptr[i]), year[i]
     for q in range(n):
-        j = items[first + q]
-        near[0, q] = kernel.drift * np.exp((q - n) / kernel.drift_length)
-        near[1, q] = kernel.features * _cosine(indptr, features, i, j)
+        near[0, q] = drift[n - q]
+        both = population(mine & bits[q])
+        near[1, q] = kernel.features * (both / np.sqrt(width * widths[q])) if both else 0.0
+    for q in range(n):
         near[2, q] = 0.0
-        if year[i] > 0 and year[j] > 0:
-            near[2, q] = kernel.year * np.exp(-abs(year[i] - year[j]) / kernel.year_span)
+        if when > 0 and years[q] > 0:
+            apart = np.int64(abs(when - years[q]))
+            near[2, q] = fade[apart] if apart < FADE else kernel.year * np.exp(-apart / kernel.year_span)
+    for q in range(n):
         alike = 0.0
         for c in range(own.shape[1]):
             alike += at[c] * own[q, c]
@@ -182,18 +197,9 @@ def _terms(items, first, n, i, at, own, content, kernel, near):
 
 
 @njit(cache=True, nogil=True)
-def _cosine(indptr, features, i, j):
-    """Cosine of two sets of feature codes, both ascending."""
-    a, b, both = indptr[i], indptr[j], 0
-    while a < indptr[i + 1] and b < indptr[j + 1]:
-        if features[a] == features[b]:
-            both += 1
-            a += 1
-            b += 1
-        elif features[a] < features[b]:
-            a += 1
-        else:
-            b += 1
-    if both == 0:
-        return 0.0
-    return both / np.sqrt(float((indptr[i + 1] - indptr[i]) * (indptr[j + 1] - indptr[j])))
+def _bits(indptr, features, i):
+    """The feature codes of an item as bits of a uint64."""
+    bits = np.uint64(0)
+    for at in range(indptr[i], indptr[i + 1]):
+        bits |= np.uint64(1) << np.uint64(features[at])
+    return bits

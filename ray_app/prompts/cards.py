@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
 from ray_app.records import Context, Evidence, Step
 
@@ -122,6 +123,7 @@ def step_card(step: Step, context: Context, answer: bool) -> str:
     return evidence_card(entry, answer) if entry else ""
 
 
+@lru_cache(4096)
 def feature_token(feature: str) -> str:
     """A feature as one word, so that a card can list several: `Science Fiction` -> `Science_Fiction`.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 from ray_app.config import PromptConfig
 from ray_app.prompts.cards import (
@@ -99,6 +100,7 @@ def reasoning_target(trace: Trace, context: Context) -> str:
     return " " + " ".join([*reasons, conclusion_card(trace.verdict), close])
 
 
+@lru_cache(4096)
 def quote(text: str, limit: int) -> str:
     """Item text as data: no markup of ours can appear in it, and it is capped."""
     clean = re.sub(r"\s+", " ", _MARKUP.sub(" ", text)).strip()

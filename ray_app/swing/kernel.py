@@ -17,6 +17,8 @@ from numba.core import cgutils
 NORMALIZE = {"none": 0, "max": 1, "product": 2, "sqrt": 3}
 DENSE, WORDS = 12, 8
 """Measured: a bit mask beats a list from about one user in twelve on; 512 of them fit the L2 cache."""
+PAIRS, HASH = 1 << 15, np.int64(-7046029254386353131)
+"""Similarities of pairs of users that are kept at most; what spreads their keys (Knuth's golden ratio)."""
 intrinsic: Any = extending.intrinsic  # type checkers take its results for functions of the typing context
 
 
@@ -437,12 +439,15 @@ def _overlap(dense, items, x, shrinkage):
 
 @njit(nogil=True, cache=True)
 def nearest(items, x, exclude, user_ptr, user_items, user_x, item_ptr, item_users, item_x,
-            k, pool, min_common, shrinkage, threshold, diversity, dot, common, dense):  # fmt: skip
+            k, pool, min_common, shrinkage, threshold, diversity, dot, common, dense,
+            pairs, nears):  # fmt: skip
     """The k users most like one history (`items` ascending, unit row `x`), diversified.
 
     Postings give the `pool` best candidates; their similarity is then computed exactly from their own
     rows; maximal marginal relevance (Carbonell and Goldstein 1998) chooses k. The scratch arrays dot
     float32[n_users], common int32[n_users], dense float32[n_items] are zero on entry and on return.
+    Similarities of users to each other are kept in `nears` float32[m] under their `pairs` int64[m] (-1:
+    none yet; m a power of 2), for the next call with the same index.
     Returns users, similarities, common (descending similarity, then id) and the steps taken.
     """
     touched, n_touched, steps = np.empty(common.size, np.int32), 0, 0
@@ -478,26 +483,87 @@ def nearest(items, x, exclude, user_ptr, user_items, user_x, item_ptr, item_user
     if candidates.size <= k:
         return candidates, exact, shared, steps
 
+    # A margin only ever sinks as more are chosen, so a candidate is compared with those chosen since it was
+    # last looked at only while its margin of then is the highest (lazy greedy, Minoux 1978): the choice is
+    # that of comparing all, for a fraction of the comparisons.
     chosen, closest = np.zeros(candidates.size, np.bool_), np.zeros(candidates.size, np.float32)
-    for _ in range(k):
-        pick, highest = -1, -np.inf
-        for c in range(candidates.size):
-            margin = diversity * exact[c] - (1 - diversity) * closest[c]
-            if not chosen[c] and margin > highest:
-                pick, highest = c, margin
-        chosen[pick] = True
-        if diversity == 1:
-            continue
-        start, stop = user_ptr[candidates[pick]], user_ptr[candidates[pick] + 1]
-        dense[user_items[start:stop]] = user_x[start:stop]
-        for c in range(candidates.size):
-            if not chosen[c]:
-                first, last = user_ptr[candidates[c]], user_ptr[candidates[c] + 1]
-                near, _ = _overlap(dense, user_items[first:last], user_x[first:last], shrinkage)
-                closest[c] = max(closest[c], near)
+    picks, seen, held = np.empty(k, np.int64), np.zeros(candidates.size, np.int64), -1
+    for n in range(k):
+        while True:
+            pick, highest = -1, -np.inf
+            for c in range(candidates.size):
+                margin = diversity * exact[c] - (1 - diversity) * closest[c]
+                if not chosen[c] and margin > highest:
+                    pick, highest = c, margin
+            if seen[pick] == n or diversity == 1:
+                break
+            other = picks[seen[pick]]
+            pair = np.int64(candidates[other]) * (user_ptr.size - 1) + candidates[pick]
+            slot = ((pair * HASH) >> 20) & (pairs.size - 1)
+            if pairs[slot] != pair:
+                if other != held:
+                    if held >= 0:
+                        dense[user_items[user_ptr[candidates[held]] : user_ptr[candidates[held] + 1]]] = 0
+                    start, stop = user_ptr[candidates[other]], user_ptr[candidates[other] + 1]
+                    dense[user_items[start:stop]] = user_x[start:stop]
+                    steps, held = steps + stop - start, other
+                first, last = user_ptr[candidates[pick]], user_ptr[candidates[pick] + 1]
+                nears[slot], _ = _overlap(dense, user_items[first:last], user_x[first:last], shrinkage)
+                pairs[slot] = pair
                 steps += last - first
-        dense[user_items[start:stop]] = 0
+            closest[pick] = max(closest[pick], nears[slot])
+            seen[pick] += 1
+        chosen[pick] = True
+        picks[n] = pick
+    if held >= 0:
+        dense[user_items[user_ptr[candidates[held]] : user_ptr[candidates[held] + 1]]] = 0
     return candidates[chosen], exact[chosen], shared[chosen], steps
+
+
+@njit(nogil=True, cache=True)
+def leanings(users, similarities, excluded, user_ptr, user_items, user_labels, user_ratings, n_items):
+    """Items that similar users lean towards, ascending int32[n], without the excluded ones.
+
+    With it average float64[n], support int32[n], score float64[n] as `users.Signals` has them.
+    """
+    score, stars = np.zeros(n_items), np.zeros(n_items)
+    support, raters, likes = (
+        np.zeros(n_items, np.int32),
+        np.zeros(n_items, np.int32),
+        np.zeros(n_items, np.int32),
+    )
+    for u in range(users.size):
+        for p in range(user_ptr[users[u]], user_ptr[users[u] + 1]):
+            i = user_items[p]
+            support[i] += 1
+            if user_labels[p] > 0:
+                likes[i] += 1
+                score[i] += similarities[u]
+            else:
+                score[i] -= similarities[u]
+            if not np.isnan(user_ratings[p]):
+                raters[i] += 1
+                stars[i] += user_ratings[p]
+    score[excluded] = 0
+    items = np.flatnonzero(score > 0).astype(np.int32)
+    average = np.empty(items.size)
+    for n in range(items.size):
+        i = items[n]
+        average[n] = stars[i] / raters[i] if raters[i] else likes[i] / support[i]
+    return items, average, support[items], score[items]
+
+
+@njit(nogil=True, cache=True)
+def entries(users, item, user_ptr, user_items):
+    """Where these users' rows hold the item, int64[m]; a user whose row does not is passed over."""
+    found, m = np.empty(users.size, np.int64), 0
+    for u in range(users.size):
+        start, stop = user_ptr[users[u]], user_ptr[users[u] + 1]
+        at = start + np.searchsorted(user_items[start:stop], item)
+        if at < stop and user_items[at] == item:
+            found[m] = at
+            m += 1
+    return found[:m]
 
 
 @njit(nogil=True, cache=True)
@@ -512,12 +578,14 @@ def user_rows(mains, user_ptr, user_items, user_x, item_ptr, item_users, item_x,
     n_users, n_items = user_ptr.size - 1, item_ptr.size - 1
     dot, common = np.zeros(n_users, np.float32), np.zeros(n_users, np.int32)
     dense = np.zeros(n_items, np.float32)
+    pairs, nears = np.empty(1, np.int64), np.empty(1, np.float32)
     for row in range(rows):
+        pairs[0] = -1  # two users have too few pairs in common for a memo to pay
         start, stop = user_ptr[mains[row]], user_ptr[mains[row] + 1]
         users, similarities, shared, steps = nearest(
             user_items[start:stop], user_x[start:stop], mains[row],
             user_ptr, user_items, user_x, item_ptr, item_users, item_x,
-            k, pool, min_common, shrinkage, threshold, diversity, dot, common, dense,
+            k, pool, min_common, shrinkage, threshold, diversity, dot, common, dense, pairs, nears,
         )  # fmt: skip
         lengths[row], work[row] = users.size, steps
         neighbours[row, : users.size] = users

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,17 @@ class Signals:
     """int32[n]: how many of the similar users have it."""
     score: np.ndarray
     """float32[n]: similarity of those who liked it minus that of those who did not; > 0."""
+
+
+class Memo(NamedTuple):
+    """Similarities of users to each other, as far as `UserIndex.similar` has needed them."""
+
+    pairs: np.ndarray
+    nears: np.ndarray
+
+    @classmethod
+    def empty(cls) -> Memo:
+        return cls(np.full(kernel.PAIRS, -1, np.int64), np.empty(kernel.PAIRS, np.float32))
 
 
 @dataclass(frozen=True)
@@ -134,11 +146,13 @@ class UserIndex:
         now: int,
         exclude_user: int = -1,
         k: int | None = None,
+        memo: Memo | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Users like the owner of a history (arrays of length h), who need not be in the index.
 
         Returns users int32[], similarities float32[], items in common int32[], in descending similarity,
-        then ascending user; at most k (default: `user_k`). Raises DataError as `build` does.
+        then ascending user; at most k (default: `user_k`). `memo` makes the next call with it faster, and
+        changes no result; it belongs to this index and one thread. Raises DataError as `build` does.
         """
         check_codes("item", history_items, len(self.idf))
         _check_events(history_strengths, history_timestamps, now)
@@ -161,6 +175,7 @@ class UserIndex:
             np.zeros(self.n_users, np.float32),
             np.zeros(self.n_users, np.int32),
             np.zeros(len(self.idf), np.float32),
+            *(memo or Memo.empty()),
         )
         return users, similarities, common
 
@@ -168,27 +183,34 @@ class UserIndex:
         self, users: np.ndarray, similarities: np.ndarray, top: int, exclude_items: np.ndarray
     ) -> Signals:
         """The `top` items these users lean towards, without `exclude_items`; ties go to the lower code."""
-        rows = [np.arange(self.user_ptr[user], self.user_ptr[user + 1]) for user in users]
-        entries = np.concatenate([np.empty(0, np.int64), *rows])
-        similarity = np.repeat(similarities, [len(row) for row in rows])
-        items, place = np.unique(self.user_items[entries], return_inverse=True)
-        liked, rating = self.user_labels[entries] > 0, self.user_ratings[entries]
-        rated = ~np.isnan(rating)
-        support = np.bincount(place, minlength=len(items))
-        score = np.bincount(place, np.where(liked, similarity, -similarity), len(items))
-        raters = np.bincount(place[rated], minlength=len(items))
-        stars = np.bincount(place[rated], rating[rated], len(items))
-        likes = np.bincount(place, liked, len(items))
-        average = np.where(raters > 0, stars / np.maximum(raters, 1), likes / np.maximum(support, 1))
-
-        leaning = np.flatnonzero((score > 0) & ~np.isin(items, exclude_items))
-        best = leaning[np.lexsort((items[leaning], -score[leaning]))][:top]
+        items, average, support, score = kernel.leanings(
+            read_only(np.asarray(users, np.int32)),
+            read_only(np.asarray(similarities, np.float32)),
+            read_only(np.asarray(exclude_items, np.int32)),
+            read_only(self.user_ptr),
+            read_only(self.user_items),
+            read_only(self.user_labels),
+            read_only(self.user_ratings),
+            len(self.idf),
+        )
+        best = np.lexsort((items, -score))[:top]
         return Signals(
             items[best].astype(np.int32),
             average[best].astype(np.float32),
             support[best].astype(np.int32),
             score[best].astype(np.float32),
         )
+
+    def opinions(self, users: np.ndarray, item: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ratings float32 [m] (NaN where there is none) and labels int8 [m] that these users gave the item;
+        those who have not met it are left out."""
+        at = kernel.entries(
+            read_only(np.asarray(users, np.int32)),
+            item,
+            read_only(self.user_ptr),
+            read_only(self.user_items),
+        )
+        return self.user_ratings[at], self.user_labels[at]
 
     def split(self, parts: int) -> list[np.ndarray]:
         """Users int32[] of each of `parts` tasks of nearly equal cost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
 from ray_app.prompts.student import decide_prompt, decide_prompts
-from ray_app.records import Interaction
+from ray_app.records import Interaction, Item
 from tests.bundles import START, LinearStudent, store_url
 from tests.pages import make_front
 
@@ -406,3 +407,11 @@ class TestSequence:
             return await front.orchestrator.recommend("u29", 3)
 
         assert run(exhaust()).items == []
+
+
+def test_a_record_that_crosses_a_handle_comes_back_as_it_was():
+    item = Item(item_id="i", title="t", features=["a"], year=1999)
+    again = pickle.loads(pickle.dumps(item))
+    assert (type(again), again) == (Item, item)
+    assert again.model_copy(update={"title": "u"}).title == "u"
+    assert Item.model_validate(again.model_dump()) == item

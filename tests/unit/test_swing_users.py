@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ray_app.config import SwingConfig
 from ray_app.errors import DataError
-from ray_app.swing.users import DAY, UserIndex, strengths, user_neighbours
+from ray_app.swing.users import DAY, POOL, Memo, UserIndex, strengths, user_neighbours
 
 PLAIN = SwingConfig(
     user_shrinkage=0, user_min_similarity=0, user_min_common=1, user_diversity=1, half_life_days=1, user_k=9
@@ -235,3 +235,51 @@ def test_a_strength_of_zero_is_refused():
 def test_an_unknown_item_is_refused():
     with pytest.raises(DataError, match=r"item code 4 is not in 0\.\.0"):
         similar(index_of([event(0, 0)]), [4])
+
+
+def test_what_a_memo_holds_changes_no_neighbours_only_their_cost():
+    rng = np.random.default_rng(3)
+    users, items = rng.integers(0, 120, 6000), rng.integers(0, 60, 6000)
+    config = SwingConfig(user_k=5, user_min_common=1, user_min_similarity=0.0)
+    n = len(users)
+    index = UserIndex.build(
+        users, items, np.ones(n, np.float32), np.arange(n), n, 120, 60, config,
+        ratings=np.full(n, np.nan), labels=np.ones(n, np.int8), seed=0,
+    )  # fmt: skip
+    memo = Memo.empty()
+    for user in range(40):
+        row = index.user_items[index.user_ptr[user] : index.user_ptr[user + 1]]
+        for left_out in range(3):
+            history = np.delete(row, left_out), np.ones(len(row) - 1, np.float32), np.arange(len(row) - 1)
+            alone, kept = (index.similar(*history, n, user, memo=one) for one in (None, memo))
+            for one, other in zip(alone, kept, strict=True):
+                assert one.tobytes() == other.tobytes()
+    assert np.count_nonzero(memo.pairs >= 0) > 100
+
+
+def test_diversity_chooses_as_comparing_with_all_chosen_would():
+    rng = np.random.default_rng(4)
+    users, items = rng.integers(0, 80, 3000), rng.integers(0, 50, 3000)
+    config = SwingConfig(user_k=6, user_min_common=1, user_min_similarity=0.0, user_diversity=0.5)
+    n = len(users)
+    index = UserIndex.build(
+        users, items, np.ones(n, np.float32), np.full(n, 5), 5, 80, 50, config,
+        ratings=np.full(n, np.nan), labels=np.ones(n, np.int8), seed=0,
+    )  # fmt: skip
+    dense = np.zeros((80, 50))
+    for user in range(80):
+        part = slice(index.user_ptr[user], index.user_ptr[user + 1])
+        dense[user, index.user_items[part]] = index.user_x[part]
+    common = (dense > 0).astype(float) @ (dense > 0).T
+    near = dense @ dense.T * common / (common + config.user_shrinkage)
+    for user in range(20):
+        row = index.user_items[index.user_ptr[user] : index.user_ptr[user + 1]]
+        found, _, _ = index.similar(row, np.ones(len(row), np.float32), np.full(len(row), 5), 5, user)
+        pool = [v for v in np.argsort(-near[user], kind="stable") if v != user][: POOL * config.user_k]
+        chosen: list[int] = []
+        for _ in range(config.user_k):
+            rest = [v for v in pool if v not in chosen]
+            closest = [max((near[c, v] for c in chosen), default=0.0) for v in rest]
+            margins = [0.5 * near[user, v] - 0.5 * one for v, one in zip(rest, closest, strict=True)]
+            chosen.append(int(rest[int(np.argmax(margins))]))
+        assert set(found.tolist()) == set(chosen)
