@@ -1,6 +1,6 @@
 """One deployment per agent: thin shells that open what the agent needs and pass calls on.
 
-Queues are bounded at every hop. Only Reasoning holds a model; it scales by the requests it has at hand.
+Queues are bounded at every hop. Only Reasoning holds a model; it scales by its work (`serve.scaling`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Deployment
 
 from ray_app.agents.explanation import ExplanationAgent
@@ -26,6 +26,7 @@ from ray_app.data.store import Store, UserSummary
 from ray_app.engines.student import StudentEngine
 from ray_app.records import Context, Explanation, Interaction, Item, Verdict
 from ray_app.tracing import traced
+from serve.scaling import queued_work
 from serve.settings import Settings
 
 MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
@@ -183,5 +184,6 @@ def reasoning(config: ServeConfig) -> Deployment:
         target_ongoing_requests=max(1.0, config.max_ongoing / 2),
         upscale_delay_s=UPSCALE_S,
         downscale_delay_s=DOWNSCALE_S,
+        policy=AutoscalingPolicy(policy_function=queued_work),
     )
     return deployment.options(autoscaling_config=scaling)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray.serve.config import AutoscalingConfig
 
 from ray_app.config import ServeConfig
 from ray_app.errors import ConfigError
@@ -73,6 +78,51 @@ def test_reasoning_is_fixed_or_scales_as_configured():
     assert (limits.min_replicas, limits.max_replicas) == (1, 4)
     assert scaled.ray_actor_options is not None
     assert scaled.ray_actor_options["num_gpus"] == 1
+    assert limits.policy.get_policy().__name__ == "queued_work"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "at_work", "queued", "wanted"),
+    [
+        (1, 0.0, 0.0, 1),
+        (1, 8.0, 0.0, 1),
+        (1, 9.0, 0.0, 2),
+        (2, 3.0, 1.0, 3),  # a request waits: one more, however few there are
+        (1, 40.0, 24.0, 4),  # five by the sum, four by the limit
+        (4, 9.0, 0.0, 2),
+        (4, 40.0, 9.0, 4),
+    ],
+)
+def test_replicas_follow_the_work_at_hand_and_the_queue(replicas, at_work, queued, wanted):
+    from serve.scaling import queued_work
+
+    context = SimpleNamespace(
+        current_num_replicas=replicas,
+        total_num_requests=at_work,
+        total_queued_requests=queued,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=4,
+        config=AutoscalingConfig(min_replicas=1, max_replicas=4, target_ongoing_requests=8),
+    )
+    assert queued_work(context) == (wanted, {})
+
+
+def test_the_policy_travels_without_the_projects_code():
+    from serve.deployments import reasoning
+
+    scaled = reasoning(ServeConfig(reasoning_max_replicas=4))
+    limits = scaled._deployment_config.autoscaling_config
+    assert limits is not None
+    unpickle = "import pickle, sys; print(pickle.load(sys.stdin.buffer).__name__)"
+    told = subprocess.run(
+        [sys.executable, "-c", unpickle],
+        input=limits.policy._serialized_policy_def,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        check=True,
+    )
+    assert told.stdout.decode().strip() == "queued_work"
 
 
 def test_every_hop_has_a_bounded_queue():
