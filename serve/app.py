@@ -38,6 +38,7 @@ from serve.keys import Keys, check_hosts
 from serve.published import Published
 from serve.settings import Settings, settings
 
+INGRESS = "Ingress"
 SPARE = 32
 """Requests that Serve lets in beyond our own limit, so that it is the ingress that refuses them."""
 
@@ -81,7 +82,12 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self._front)
+        self._api = make_api(self._front)
+        return self._api
+
+    async def close(self, limit_s: float) -> int:
+        """Let no request in any more and wait for those at work; how many are left after `limit_s`."""
+        return await self._api.state.pace.close(limit_s)
 
 
 def build(args: dict[str, str]) -> Application:
@@ -105,7 +111,7 @@ def application(settings: Settings, make_student: MakeStudent) -> Application:
     """The graph of deployments around a student engine."""
     config = settings.config.serve
     ingress = serve.deployment(
-        name="Ingress",
+        name=INGRESS,
         max_ongoing_requests=config.max_ongoing + config.max_queued + SPARE,
         max_queued_requests=config.max_queued,
         graceful_shutdown_timeout_s=config.deadline_s + LEAVE_S,
@@ -119,6 +125,19 @@ def application(settings: Settings, make_student: MakeStudent) -> Application:
         small(Reflection, "Reflection", config).bind(settings),
         small(Explaining, "Explanation", config).bind(),
     )
+
+
+def end(name: str, limit_s: float) -> int:
+    """End an application, its ingress first; how many requests it had still at work after `limit_s`.
+
+    Serve ends the deployments of an application all at once, each for itself: an agent that has nothing to do
+    at that moment is gone, and a request that would have come to it next is lost with it.
+    """
+    ingress = serve.get_deployment_handle(INGRESS, name)
+    ingress._init(_run_router_in_separate_loop=True)  # with RAY_SERVE_THROUGHPUT_OPTIMIZED it wants one here
+    left = sum(ingress.broadcast("close", limit_s).results(timeout_s=limit_s + LEAVE_S))
+    serve.delete(name)
+    return left
 
 
 def vllm_student(bundle: Bundle, config: EngineConfig) -> StudentEngine:

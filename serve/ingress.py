@@ -169,7 +169,7 @@ class Front:
 
 
 def make_api(front: Front) -> FastAPI:
-    """The application. Errors are problem+json, whatever their cause."""
+    """The application. Errors are problem+json, whatever their cause. Its `state.pace` says who is let in."""
     serve, data = front.config.serve, front.config.data
     schema = {"$ref": COMPONENT.format(model=Problem.__name__)}
     problems: dict[int | str, dict[str, Any]] = {
@@ -192,6 +192,7 @@ def make_api(front: Front) -> FastAPI:
     telemetry = Telemetry()
     telemetry.appear(SERVICE)
     pace = Pace(serve.max_ongoing, serve.max_ongoing + serve.max_queued, IN_TIME * serve.deadline_s)
+    api.state.pace = pace
     api.add_middleware(Limits, pace=pace, telemetry=telemetry, keys=front.keys)
 
     async def answer(route: str, question: Question, http: HttpRequest) -> Any:

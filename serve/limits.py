@@ -6,6 +6,7 @@ RATIONALE_LOGS=json, logged: route, status and milliseconds, not the ids that a 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -21,6 +22,7 @@ from serve.problems import problem
 MAX_BODY = 64 * 1024
 FAILED = 500
 FEWER = 0.75
+POLL_S = 0.05
 access = logging.getLogger("rationale.access")
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 VERSION = "/v1/"
@@ -40,8 +42,23 @@ class Pace:
 
     def __init__(self, begin: int, most: int, target_s: float):
         self.limit = float(begin)
+        self.working = 0
+        self.closed = False
         self._most, self._target = most, target_s
         self._lowered = float("-inf")
+
+    @property
+    def full(self) -> bool:
+        return self.closed or self.working >= int(self.limit)
+
+    async def close(self, limit_s: float) -> int:
+        """Let nobody in any more and wait, up to so long, until all that are in are answered; how many are
+        left."""
+        self.closed = True
+        ends = time.monotonic() + limit_s
+        while self.working and time.monotonic() < ends:
+            await asyncio.sleep(POLL_S)
+        return self.working
 
     def learn(self, began: float, ended: float, working: int) -> None:
         """Of a request that was answered: when it began and ended, in seconds, and how many were at work."""
@@ -61,7 +78,6 @@ class Limits:
         self._pace = pace
         self._telemetry = telemetry
         self._door = Door(keys) if keys else None
-        self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,8 +137,9 @@ class Limits:
             refusal = problem(413, f"the body is larger than {MAX_BODY} bytes: send less")
             return await refusal(scope, receive, send_named)
         limited = _path(scope).startswith(VERSION)
-        if limited and self._working >= int(self._pace.limit):
-            refusal = problem(503, f"{self._working} requests are at work: send it again in a moment")
+        if limited and self._pace.full:
+            state = "the service ends" if self._pace.closed else f"{self._pace.working} requests are at work"
+            refusal = problem(503, f"{state}: send it again in a moment")
             return await refusal(scope, receive, send_named)
         began = time.monotonic()
         self._count(limited)
@@ -130,13 +147,13 @@ class Limits:
             return await self._app(scope, _replayed(body, receive), send_named)
         finally:
             if limited:
-                self._pace.learn(began, time.monotonic(), self._working)
+                self._pace.learn(began, time.monotonic(), self._pace.working)
             self._count(-limited)
 
     def _count(self, more: int) -> None:
-        self._working += more
+        self._pace.working += more
         if more:
-            self._telemetry.set("rationale_at_work", self._working)
+            self._telemetry.set("rationale_at_work", self._pace.working)
 
 
 def _path(scope: Scope) -> str:

@@ -153,6 +153,8 @@ def another(student: Callable[[Path], Any], bundle: Bundle) -> Any:
 def test_an_application_that_ends_answers_what_it_has_at_work(service: Service, tmp_path: Path):
     from ray import serve
 
+    from serve.app import end
+
     service.ready()
     bundle = make_bundle(tmp_path, deadline_s=DEADLINE_S)
     serve.run(another(Breakable, bundle), name="ending", route_prefix="/ending")
@@ -166,11 +168,14 @@ def test_an_application_that_ends_answers_what_it_has_at_work(service: Service, 
         (tmp_path / "hung").touch()
         asked = [pool.submit(ask, n) for n in range(6)]
         time.sleep(1.0)
-        ended = pool.submit(serve.delete, "ending")
+        ended = pool.submit(end, "ending", DEADLINE_S)
         time.sleep(1.0)
+        late = ask(7)
         (tmp_path / "hung").unlink()
         answers = [one.result() for one in asked]
-        ended.result()
+        assert ended.result() == 0
+    assert (late.status_code, "the service ends" in late.json()["detail"]) == (503, True)
+    assert "retry-after" in late.headers
     print(f"\napplication ended: {[answer.status_code for answer in answers]}")
     assert {answer.status_code for answer in answers} == {200}
     assert not any(answer.json()["degraded"] for answer in answers)

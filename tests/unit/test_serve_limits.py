@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -47,3 +49,20 @@ def test_limits_hold_under_any_route_that_the_application_is_served_under():
         client = TestClient(Limits(_app, Pace(0, 0, 1.0), Telemetry()), root_path=root)
         assert client.get(f"{root}/v1/users").status_code == 503
         assert client.get(f"{root}/healthz").status_code == 200
+
+
+def test_a_service_that_ends_lets_nobody_in_and_waits_for_those_who_are():
+    async def story() -> tuple[int, int]:
+        pace = Pace(4, 6, 2.0)
+        pace.working = 1
+        early = await pace.close(0.0)
+        asyncio.get_running_loop().call_later(0.1, setattr, pace, "working", 0)
+        return early, await pace.close(5.0)
+
+    assert asyncio.run(story()) == (1, 0)
+    pace = Pace(4, 6, 2.0)
+    asyncio.run(pace.close(0.0))
+    answer = TestClient(Limits(_app, pace, Telemetry())).post("/v1/recommendations")
+    assert answer.status_code == 503
+    assert "the service ends" in answer.json()["detail"]
+    assert "retry-after" in answer.headers
