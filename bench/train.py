@@ -8,8 +8,9 @@ DeepSpeed engine, batches bucketed by length, logits only where a loss needs the
 longest. Tokens are real ones, padding left out. *ZeRO-2* and *DDP* are two workers on this machine with the
 same batches; what is compared is the median time of a step.
 
-Each contender runs alone, in processes of its own with one thread each. CPU seconds are the measure of
-speed, since the wall clock depends on what else runs.
+Each contender runs alone, in processes of its own with one thread each; ours with the allocator's settings
+that stage train gives its workers (`pipelines.train.MALLOC`), the Trainer as it comes. CPU seconds are the
+measure of speed, since the wall clock depends on what else runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from pipelines.train import MALLOC
 
 WARM_UP = 5
 """Steps that do not count."""
@@ -72,6 +75,9 @@ def contend(name: str, workers: int, size: tuple[int, int], of: dict[str, Any]) 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
+    before = dict(os.environ)
+    if name != "Trainer":
+        os.environ |= MALLOC  # read when a process starts
     answers: Any = context.Queue()
     started = [
         context.Process(target=work, args=(name, rank, workers, port, size, of, answers))
@@ -79,6 +85,8 @@ def contend(name: str, workers: int, size: tuple[int, int], of: dict[str, Any]) 
     ]
     for process in started:
         process.start()
+    os.environ.clear()
+    os.environ |= before
     found = answers.get(timeout=1800)
     for process in started:
         process.join()

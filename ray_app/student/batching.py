@@ -16,6 +16,9 @@ from ray_app.student.tokens import NO, YES, encode
 
 TOGETHER = 16
 """Rows of a user that a batch takes together, which the pairwise loss compares."""
+STRETCH, SLACK = 1.5, 8
+"""Rows stand together up to so many times the shortest one's length, and so many tokens: beyond it, what
+the pairwise loss gains from a pair is paid for in padding."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,12 @@ def plan(
 ) -> list[np.ndarray]:
     """Batches of row numbers: similar lengths together, at most batch_tokens padded tokens each.
 
-    Up to `TOGETHER` rows of a user with similar lengths stay together as far as that limit allows.
+    Up to `TOGETHER` rows of a user whose lengths are near (`STRETCH`, `SLACK`) stay together as far as that
+    limit allows.
     """
     loose = lengths + rng.uniform(0, 8, len(lengths))
     order = np.lexsort((loose, users))
-    first = np.flatnonzero(np.diff(users[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-    group = np.cumsum((rank % TOGETHER) == 0) - 1
+    group = _together(users[order], loose[order])
     tallest = np.zeros(group[-1] + 1 if len(group) else 0)
     np.maximum.at(tallest, group, loose[order])
     order = order[np.lexsort((group, tallest[group]))]
@@ -96,6 +98,17 @@ def plan(
         batches.append(order[start:end])
         start = end
     return [batches[at] for at in rng.permutation(len(batches))]
+
+
+def _together(users: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int [n]: which group each row is in; rows come by user and, within a user, by length."""
+    groups, group, user, room, longest = [], -1, -1, 0, 0.0
+    for own, length in zip(users.tolist(), lengths.tolist(), strict=True):
+        if own != user or not room or length > longest:
+            group, user, room, longest = group + 1, own, TOGETHER, STRETCH * length + SLACK
+        room -= 1
+        groups.append(group)
+    return np.array(groups, int)
 
 
 def sizes(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:

@@ -71,6 +71,12 @@ def test_a_plan_keeps_a_users_rows_together():
     assert shared > 0.8 * (1600 - 100)
 
 
+def test_a_users_short_rows_are_not_padded_to_the_long_ones():
+    sizes, users = np.tile([15, 250], 800), np.repeat(np.arange(100), 16)
+    planned = plan(sizes, users, 4096, np.random.default_rng(1))
+    assert sum(len(rows) * sizes[rows].max() for rows in planned) < 1.05 * sizes.sum()
+
+
 def make(row_id: int, ids: list[int], answer: int, text_start: int, reasoned: bool, **soft: int) -> Sequence:
     return Sequence(
         row_id, row_id // 2, row_id % 2, np.array(ids, np.int32), soft, answer, text_start, reasoned
