@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -29,9 +28,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench.graph import served
 from bench.load import Sample, load
 from pipelines.common import open_run, parser
-from pipelines.env import ROOT
 from ray_app.agents.explanation import ExplanationAgent
 from ray_app.agents.interface import Team
 from ray_app.agents.orchestrator import Orchestrator, Question
@@ -43,6 +42,7 @@ from ray_app.bundle import Bundle
 from ray_app.data.store import Store
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_student import VllmStudent
+from serve.settings import Settings
 
 K = 5
 Calls = list[tuple[str, list[Any]]]
@@ -136,33 +136,16 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
 @contextmanager
 def service(bundle: Bundle, store: str) -> Iterator[httpx.Client]:
     """The graph on a Ray of its own; ready."""
-    import ray
-    from ray import serve
+    from serve.app import vllm_student
 
-    from serve.app import application, vllm_student
-    from serve.settings import Settings
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        settings = Settings(bundle.config, str(bundle.path), store)
-        serve.run(application(settings, vllm_student), name="rationale")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.2)
-            yield client
-        serve.shutdown()
-    finally:
-        ray.shutdown()
+    settings = Settings(bundle.config, str(bundle.path), store)
+    with (
+        served(settings, vllm_student, 6) as address,
+        httpx.Client(base_url=address, timeout=120, trust_env=False) as client,
+    ):
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.2)
+        yield client
 
 
 def recorded(bundle: Bundle, store: str, engine: VllmStudent, users: Sequence[str]) -> dict[str, Calls]:

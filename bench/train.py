@@ -19,16 +19,17 @@ import json
 import multiprocessing
 import os
 import resource
-import socket
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cluster import free_port
 from pipelines.train import MALLOC
 
 WARM_UP = 5
@@ -71,22 +72,16 @@ def main() -> None:
 
 def contend(name: str, workers: int, size: tuple[int, int], of: dict[str, Any]) -> dict[str, Any]:
     """What the first of the contender's workers measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("spawn")
-    before = dict(os.environ)
-    if name != "Trainer":
-        os.environ |= MALLOC  # read when a process starts
     answers: Any = context.Queue()
     started = [
         context.Process(target=work, args=(name, rank, workers, port, size, of, answers))
         for rank in range(workers)
     ]
-    for process in started:
-        process.start()
-    os.environ.clear()
-    os.environ |= before
+    with patch.dict(os.environ, {} if name == "Trainer" else MALLOC):  # read when a process starts
+        for process in started:
+            process.start()
     found = answers.get(timeout=1800)
     for process in started:
         process.join()

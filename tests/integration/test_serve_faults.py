@@ -9,7 +9,6 @@ import asyncio
 import os
 import resource
 import signal
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,11 @@ import httpx
 import psutil
 import pytest
 
+from bench.graph import served
 from bench.load import Sample, load
 from ray_app.artifacts import Folder
 from ray_app.bundle import MANIFEST, Bundle, seal
+from serve.settings import Settings
 from tests.bundles import USERS_COUNT, Breakable, LinearStudent, make_bundle, store_url
 
 pytestmark = pytest.mark.heavy
@@ -52,35 +53,16 @@ class Service(NamedTuple):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    import ray
-    from ray import serve
-
-    from serve.app import application
-    from serve.settings import Settings
-
     folder = tmp_path_factory.mktemp("bundle")
     bundle = make_bundle(folder, deadline_s=DEADLINE_S)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = str(Path(__file__).parents[2])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     settings = Settings(bundle.config, str(folder), store_url(folder))
-    serve.run(application(settings, lambda *_: Breakable(folder)), name="rationale")
-    base = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
+    with (
+        served(settings, lambda *_: Breakable(folder), 4) as base,
+        httpx.Client(base_url=base, timeout=60, trust_env=False) as client,
+    ):
         made = Service(base, folder, client)
         made.ready()
         yield made
-    serve.shutdown()
-    ray.shutdown()
 
 
 def replicas(agent: str) -> list[psutil.Process]:

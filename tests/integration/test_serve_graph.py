@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
+from bench.graph import served
 from ray_app.bundle import REPORT
 from ray_app.client import Client
 from ray_app.evaluation.report import render
 from ray_app.records import Recommendation
+from serve.settings import Settings
 from tests.bundles import LinearStudent, make_bundle, store_url
 from tests.reports import invented_metrics, invented_samples
 
@@ -24,28 +24,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    import ray
-    from ray import serve
-
-    from serve.app import application
-    from serve.settings import Settings
-
     folder = tmp_path_factory.mktemp("bundle")
     bundle = make_bundle(folder)
     render(invented_metrics(), invented_samples(2), folder / REPORT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = str(Path(__file__).parents[2])
-    environment = {"env_vars": {"PYTHONPATH": root}}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env=environment)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     settings = Settings(bundle.config, str(folder), store_url(folder))
-    serve.run(application(settings, lambda *_: LinearStudent()), name="rationale")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+    with (
+        served(settings, lambda *_: LinearStudent(), 4) as address,
+        httpx.Client(base_url=address, timeout=30, trust_env=False) as client,
+    ):
         yield client
-    serve.shutdown()
-    ray.shutdown()
 
 
 def ask(service: httpx.Client, **body) -> httpx.Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.graph import served
+from serve.settings import Settings
 from tests.bundles import Breakable, make_bundle, store_url
 
 pytestmark = pytest.mark.heavy
@@ -18,29 +19,13 @@ LIMIT_S = 120.0
 
 
 def test_a_second_replica_comes_while_requests_wait(tmp_path: Path):
-    import ray
     from ray import serve
-
-    from serve.app import application
-    from serve.settings import Settings
 
     bundle = make_bundle(
         tmp_path, deadline_s=DEADLINE_S, max_ongoing=2, max_queued=16, reasoning_max_replicas=2
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
-    )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        settings = Settings(bundle.config, str(tmp_path), store_url(tmp_path))
-        serve.run(application(settings, lambda *_: Breakable(tmp_path)), name="rationale")
+    settings = Settings(bundle.config, str(tmp_path), store_url(tmp_path))
+    with served(settings, lambda *_: Breakable(tmp_path), 4) as address:
 
         def running() -> int:
             found = serve.status().applications["rationale"].deployments["Reasoning"]
@@ -53,7 +38,7 @@ def test_a_second_replica_comes_while_requests_wait(tmp_path: Path):
 
         def ask(n: int) -> int:
             body = {"user_id": f"u{n}", "k": 2}
-            url = f"http://127.0.0.1:{port}/v1/recommendations"
+            url = f"{address}/v1/recommendations"
             return httpx.post(url, json=body, timeout=2 * DEADLINE_S, trust_env=False).status_code
 
         assert ask(0) == 200
@@ -73,6 +58,3 @@ def test_a_second_replica_comes_while_requests_wait(tmp_path: Path):
                 time.sleep(0.5)
             print(f"two replicas after {time.monotonic() - began:.1f} s")
             assert [one.result() for one in asked] == [200, 200]
-        serve.shutdown()
-    finally:
-        ray.shutdown()
