@@ -73,12 +73,17 @@ def requests(bundle: Bundle, count: int) -> list[Scoring]:
     targets = unseen[np.argsort(-bundle.statistics(unseen)[:, 0], kind="stable")][:count]
     vectors = bundle.vectors(history, targets, now)
     peers, rate = find_peers(bundle.gatherer.index, history, now, code, SIGNALS), bundle.like_rate(history)
-    found = []
-    for at, (item, (n, liked, _)) in enumerate(zip(targets, bundle.statistics(targets), strict=True)):
-        about = (user_id, code, history, now, int(item), n, liked, rate, peers, targets)
-        prompt = decide_prompt(bundle.gatherer.context(*about), bundle.config.prompt)
-        found.append(Scoring(prompt, {name: value[at] for name, value in vectors.items()}, GLOBAL))
-    return found
+    contexts = bundle.gatherer.contexts(
+        user_id, history, now, targets, bundle.statistics(targets), rate, peers, targets
+    )
+    return [
+        Scoring(
+            decide_prompt(context, bundle.config.prompt),
+            {name: value[at] for name, value in vectors.items()},
+            GLOBAL,
+        )
+        for at, context in enumerate(contexts)
+    ]
 
 
 def in_turn(engine: VllmStudent, asked: list[Scoring]) -> np.ndarray:

@@ -75,7 +75,6 @@ class ContextSource:
                 pool = self.pool(row, history, peers)
             contexts[at] = gatherer.context(
                 self.user_ids[user],
-                user,
                 history,
                 now,
                 int(self.targets[row]),

@@ -217,22 +217,16 @@ def decide(
 ) -> np.ndarray:
     """P(yes) of candidates, asked as the service asks."""
     bundle = served.bundle
-    statistics = bundle.statistics(candidates)
-    contexts = [
-        bundle.gatherer.context(
-            source.user_ids[user],
-            user,
-            history,
-            now,
-            int(item),
-            count,
-            rate,
-            bundle.like_rate(history),
-            peers,
-            candidates,
-        )
-        for item, (count, rate, _) in zip(candidates, statistics, strict=True)
-    ]
+    contexts = bundle.gatherer.contexts(
+        source.user_ids[user],
+        history,
+        now,
+        candidates,
+        bundle.statistics(candidates),
+        bundle.like_rate(history),
+        peers,
+        candidates,
+    )
     return served.score(contexts, bundle.vectors(history, candidates, now))[1]
 
 

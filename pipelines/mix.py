@@ -138,7 +138,6 @@ def corpus(config: Config, source: ContextSource, rows: np.ndarray) -> pa.Table:
         count, rate, _, like_rate, _ = source.rolling[row]
         context = gatherer.context(
             source.user_ids[source.users[row]],
-            int(source.users[row]),
             EMPTY,
             int(source.timestamps[row]),
             int(source.targets[row]),

@@ -119,7 +119,7 @@ class ReasoningAgent:
         bundle, item = self._bundle, np.zeros(1, np.int32)
         history, now = bundle.history("", []), bundle.cut + 1
         count, rate, _ = bundle.statistics(item)[0]
-        told = ("", -1, history, now, 0, count, rate, bundle.like_rate(history), NO_PEERS, item)
+        told = ("", history, now, 0, count, rate, bundle.like_rate(history), NO_PEERS, item)
         context, vectors = bundle.gatherer.context(*told), bundle.vectors(history, item, now)
         slate = Slate(context, [], 0, [context.target], np.array([[count, rate]]), vectors)
         await self.write(slate.dossier([0], [context]), await self.decide(slate))

@@ -103,7 +103,6 @@ class Gatherer:
     def context(
         self,
         user_id: str,
-        user: int,
         history: History,
         now: int,
         target: int,

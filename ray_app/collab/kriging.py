@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ray_app.swing.kernel import population
+from ray_app.swing.kernel import population  # an instruction: no cache of this file can outlive it
 
 FADE = 256
 """Years apart whose term is computed beforehand."""

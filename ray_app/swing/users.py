@@ -59,8 +59,9 @@ class Memo(NamedTuple):
     nears: np.ndarray
 
     @classmethod
-    def empty(cls) -> Memo:
-        return cls(np.full(kernel.PAIRS, -1, np.int64), np.empty(kernel.PAIRS, np.float32))
+    def empty(cls, size: int = kernel.PAIRS) -> Memo:
+        """size: similarities it keeps at most, a power of 2."""
+        return cls(np.full(size, -1, np.int64), np.empty(size, np.float32))
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class UserIndex:
             np.zeros(self.n_users, np.float32),
             np.zeros(self.n_users, np.int32),
             np.zeros(len(self.idf), np.float32),
-            *(memo or Memo.empty()),
+            *(memo or Memo.empty(1)),
         )
         return users, similarities, common
 

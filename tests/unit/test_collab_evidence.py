@@ -36,7 +36,7 @@ HISTORY = History(
 
 
 def context(gatherer=GATHERER, count=0.0, rate=0.5, peers=NO_PEERS, pool=(0, 1, 2)):
-    return gatherer.context("u", -1, HISTORY, 40, 0, count, rate, 0.7, peers, np.array(pool))
+    return gatherer.context("u", HISTORY, 40, 0, count, rate, 0.7, peers, np.array(pool))
 
 
 def test_history_is_chosen_by_nearness_features_and_recency():
@@ -68,7 +68,7 @@ def test_candidates_leave_out_the_target_and_keep_to_their_number():
 def test_without_anything_known_there_is_no_evidence():
     empty = History(*(np.empty(0, kind) for kind in (np.int32, "f4", "f4", "f4", np.int64)))
     bare = replace(GATHERER, swing=None)
-    made = bare.context("new", -1, empty, 40, 0, 0, 0.5, 0.5, NO_PEERS, np.empty(0, np.int32))
+    made = bare.context("new", empty, 40, 0, 0, 0.5, 0.5, NO_PEERS, np.empty(0, np.int32))
     assert (made.evidence, made.profile, made.history_count) == ([], [], 0)
     assert find_peers(None, HISTORY, 40, -1, 5) is NO_PEERS
 
@@ -89,7 +89,7 @@ def test_every_entry_is_true_of_what_is_known(bundle, user):
     for target in range(ITEMS_COUNT):
         count, rate, _ = bundle.statistics(np.array([target], np.int32))[0]
         made = bundle.gatherer.context(
-            f"u{user}", user, history, now, target, count, rate, 0.5, peers, peers.signals.items
+            f"u{user}", history, now, target, count, rate, 0.5, peers, peers.signals.items
         )
         assert [entry.id for entry in made.evidence] == [f"e{n}" for n in range(1, len(made.evidence) + 1)]
         assert len(made.evidence) <= MAX_EVIDENCE
