@@ -15,7 +15,7 @@ from ray_app.teacher.verification import conclusion
 
 TEXTS, ENOUGH = 5000, 40
 """Texts of each mode that are kept to be told apart, and how many it takes."""
-SAMPLES = 12
+SAMPLES = 20
 """Traces shown of each kind."""
 BIN = 10
 """Words per bar of the histogram of lengths."""
