@@ -94,8 +94,11 @@ def main() -> None:
 def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
     users = [name for name, n in zip(bundle.user_codes, np.diff(bundle.histories.indptr), strict=True) if n]
     users = np.random.default_rng(0).permutation(users)[: options.users].tolist()
+    progress = Console(stderr=True)
+    progress.log("the service starts")
     with service(bundle, store) as client:
         idle = idle_memory()
+        progress.log(f"ready; {len(users)} users, bare engine beside the graph, one request at a time")
         engine = VllmStudent(bundle, bundle.config.serve.engine)
         calls = recorded(bundle, store, engine, users)
         bare, graph, over = [], [], []
@@ -107,10 +110,12 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
             answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
             graph.append(1000 * (time.perf_counter() - began))
             over.append(beyond_scoring(answer.json()["trail"]["steps"]))
+        progress.log(f"saturation, {options.at_once} requests at once")
         bare_rate = asyncio.run(saturated(lambda user: replay(engine, calls[user]), users, options.at_once))
         engine.close()
         deadline = bundle.config.serve.deadline_s
         graph_rate = asyncio.run(saturated_over_http(str(client.base_url), users, options.at_once, deadline))
+        progress.log(f"{bare_rate:.1f} answers/s bare, {graph_rate:.1f} from the graph; then overload")
         samples = asyncio.run(
             load(
                 str(client.base_url),

@@ -15,7 +15,7 @@ from ray_app.engines.student import Writing
 from ray_app.evaluation import reasons, text
 from ray_app.evaluation.bleurt import bleurt
 from ray_app.prompts.cards import hide
-from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.grammar import reasoning_grammar
 from ray_app.prompts.parse import Written, parse_answer, parse_reasoning
 from ray_app.prompts.student import explain_prompt
 from ray_app.records import Context, Step
@@ -99,7 +99,7 @@ def write(
             prompt=explain_prompt(contexts[at], decision, config.prompt),
             vectors={name: value[at] for name, value in vectors.items()},
             adapter=choices[at].lead,
-            grammar=reasoning_regex(contexts[at], decision) if grammar else "",
+            grammar=reasoning_grammar(contexts[at], decision) if grammar else "",
             max_tokens=config.serve.reasoning_tokens,
         )
         for at, decision in zip(places, decisions, strict=True)

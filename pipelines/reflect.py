@@ -50,6 +50,7 @@ def spec(config: Config, run: Run) -> StageSpec:
             "gate": serve.gate.model_dump(),
             "confidence": serve.confidence,
             "rounds": serve.reflection_rounds,
+            "reasoning_tokens": serve.reasoning_tokens if config.prompt.reason_first else None,
             "rows": config.evaluate.rows,
             "bootstrap": config.evaluate.bootstrap,
             "seed": config.seed,
@@ -88,7 +89,7 @@ class Doubted:
     places: np.ndarray
     """int [n], where they are among the rows that were scored."""
     features: np.ndarray
-    """float64 [n, 7], see `agents.synthesis`."""
+    """float64 [n, 8], see `agents.synthesis`."""
     triggers: dict[str, int]
     """How many of them each cause applies to."""
 

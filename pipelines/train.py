@@ -130,8 +130,9 @@ def texts_of(row: dict[str, Any], config: Config, without: tuple[str, ...] = ())
     context = Context.model_validate_json(row["context"])
     if row["kind"] == "reason":
         trace = Trace.model_validate_json(row["trace"])
-        prompt = explain_prompt(context, trace.verdict, config.prompt, trace.template)
-        return prompt, reasoning_target(trace, context)
+        told = not (config.prompt.reason_first and row["row_id"] % 2)
+        prompt = explain_prompt(context, trace.verdict if told else None, config.prompt, trace.template)
+        return prompt, reasoning_target(trace, context, told=told)
     return decide_prompt(context, config.prompt, without), YES if row["label"] else NO
 
 

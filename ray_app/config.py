@@ -151,6 +151,9 @@ class PromptConfig(Section):
     """Optional sections that the student's decide prompt has at all; fewer for an ablation."""
     soft_tokens: bool = True
     """Put the collaborative vectors into the student's prompts; off for an ablation."""
+    reason_first: bool = False
+    """The student learns half of its reasoning rows with the answer at their end, and reflection has it
+    reason before it answers where a decision is in doubt: one more second look, as slow as writing."""
 
 
 class EngineConfig(Section):
@@ -172,6 +175,9 @@ class EngineConfig(Section):
     """Keep the beginnings of prompts, so that what prompts share is computed once."""
     eager: bool = False
     """Skip CUDA graphs and compilation: for CPU and debugging."""
+    speculative_tokens: int = Field(default=0, ge=0, le=64)
+    """Tokens of the student's reasons that are guessed and checked in one step (`engines.phrasebook`); 0 for
+    none. A text is the same with and without."""
     base_url: str | None = None
     """`openai`: the endpoint."""
     api_key_env: str | None = None
@@ -319,7 +325,13 @@ class TrainConfig(Section):
 
 class EvaluateConfig(Section):
     engine: EngineConfig = EngineConfig(
-        kind="vllm", model="bundle", dtype="float32", kv_cache_mb=96, eager=True, max_model_len=768
+        kind="vllm",
+        model="bundle",
+        dtype="float32",
+        kv_cache_mb=96,
+        eager=True,
+        max_model_len=768,
+        speculative_tokens=16,
     )
     k: list[int] = Field(default_factory=lambda: [5, 10, 20])
     rows: int = Field(default=10000, ge=10)
@@ -351,7 +363,13 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     engine: EngineConfig = EngineConfig(
-        kind="vllm", model="bundle", dtype="float32", kv_cache_mb=96, eager=True, max_model_len=768
+        kind="vllm",
+        model="bundle",
+        dtype="float32",
+        kv_cache_mb=96,
+        eager=True,
+        max_model_len=768,
+        speculative_tokens=16,
     )
     gate: GateConfig = GateConfig()
     store: str | None = None

@@ -256,12 +256,13 @@ class Candidate(Record):
 
 
 class Look(Record):
-    """A decision made again: P(yes) without parts of the evidence, by other adapters, and by boosted trees on
-    the same signals."""
+    """A decision made again: P(yes) without parts of the evidence, by other adapters, by boosted trees on the
+    same signals, and after reasoning."""
 
     without: dict[str, float]
     segments: dict[str, float]
     reweighed: float | None
+    reasoned: float | None
 
 
 class Shown(Record):

@@ -134,6 +134,7 @@ def invented_metrics() -> dict[str, Any]:
             "worse": 27,
             "p": 0.443,
             "triggers": {"low_confidence": 380, "conflict": 44},
+            "looks": {"history": 0.598, "reweighed": 0.631},
             "neutral": False,
         },
         "stages": [

@@ -158,6 +158,8 @@ class SecondLook:
     """Other adapter -> P(yes)."""
     reweighed: float | None = None
     """P(yes) of boosted trees on the same signals (`collab.trees`)."""
+    reasoned: float | None = None
+    """P(yes) at the end of reasons that were written without an answer (`prompt.reason_first`)."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ P(yes) = calibration of the chosen name (logit)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -14,8 +15,8 @@ from ray_app.agents.interface import Dossier, SecondLook, Slate
 from ray_app.bundle import Bundle
 from ray_app.collab.evidence import NO_PEERS
 from ray_app.engines.student import Scoring, StudentEngine, Writing
-from ray_app.prompts.grammar import reasoning_regex
-from ray_app.prompts.parse import parse_reasoning
+from ray_app.prompts.grammar import reasoning_grammar
+from ray_app.prompts.parse import before_conclusion, parse_reasoning
 from ray_app.prompts.student import SECTIONS, decide_prompt, decide_prompts, explain_prompt
 from ray_app.records import Context, Verdict
 from ray_app.student.calibration import apply
@@ -65,7 +66,7 @@ class ReasoningAgent:
                 prompt=explain_prompt(context, verdict.p_yes >= 0.5, bundle.config.prompt),
                 vectors=_vectors(dossier, at),
                 adapter=lead,
-                grammar=reasoning_regex(context, verdict.p_yes >= 0.5),
+                grammar=reasoning_grammar(context, verdict.p_yes >= 0.5),
                 max_tokens=bundle.config.serve.reasoning_tokens,
                 temperature=RETRY_TEMPERATURE if attempt else 0.0,
                 seed=attempt,
@@ -80,8 +81,8 @@ class ReasoningAgent:
         ]
 
     async def reconsider(self, dossier: Dossier, round: int) -> list[SecondLook]:
-        """Decide again with `round` sections left out at a time, as the next segment's expert would, and by
-        boosted trees on the same signals.
+        """Decide again with `round` sections left out at a time, as the next segment's expert would, by
+        boosted trees on the same signals and, once, after reasoning (`prompt.reason_first`).
 
         Only sections that a prompt has are left out, so an item may have fewer looks than another.
         """
@@ -101,6 +102,34 @@ class ReasoningAgent:
             found[at].without[name] = apply(self._bundle.calibration, choice.name, float(logit))
         for at, logit in enumerate(others):
             found[at].segments[segment] = apply(self._bundle.calibration, segment, float(logit))
+        if self._bundle.config.prompt.reason_first and round == 1:
+            reasoned = await self._reason_first(dossier, choice.lead)
+            found = [replace(look, reasoned=p) for look, p in zip(found, reasoned, strict=True)]
+        return found
+
+    async def _reason_first(self, dossier: Dossier, lead: str) -> list[float | None]:
+        """P(yes) at the end of reasons that the lead expert writes without an answer; None where it comes to
+        no end."""
+        bundle = self._bundle
+        requests = [
+            Writing(
+                prompt=explain_prompt(context, None, bundle.config.prompt),
+                vectors=_vectors(dossier, at),
+                adapter=lead,
+                grammar=reasoning_grammar(context, None),
+                max_tokens=bundle.config.serve.reasoning_tokens,
+            )
+            for at, context in enumerate(dossier.contexts)
+        ]
+        texts = await self._engine.write(requests)
+        found: list[float | None] = [None] * len(dossier)
+        ended = [(at, text) for at, whole in enumerate(texts) if (text := before_conclusion(whole))]
+        if ended:
+            logits = await self._engine.score(
+                [Scoring(requests[at].prompt + text, requests[at].vectors, lead) for at, text in ended]
+            )
+            for (at, _), logit in zip(ended, logits, strict=True):
+                found[at] = apply(bundle.calibration, lead, float(logit))
         return found
 
     async def rethink(self, dossier: Dossier, others: Dossier) -> list[float]:

@@ -140,6 +140,8 @@ def _assumptions(context: Context, verdict: Verdict, looks: list[SecondLook]) ->
         parts = ["It was not decided again without a part of the evidence."]
     if any((p >= 0.5) != (verdict.p_yes >= 0.5) for p in without.values()):
         parts.append("So the decision hangs on that part.")
+    reasoned = [look.reasoned for look in looks if look.reasoned is not None]
+    parts += [f"Reasoned out before it is answered P(yes) {_moved(verdict.p_yes, p)}." for p in reasoned[:1]]
     if thin:
         parts.append(f"Few ratings stand behind {_listed(thin)}.")
     return " ".join(parts)

@@ -1,7 +1,7 @@
 """The synthesis of a decision and its second looks, and the fit of its weights.
 
     z after = offset + w_initial * z + sum over sections s of w_s * z without s + w_segment * z other segment
-              + w_reweighed * z of the trees
+              + w_reweighed * z of the trees + w_reasoned * z after reasoning
 
 z are log odds of calibrated P(yes); a look that was not taken stands at z itself, so that its weight goes to
 the first decision. The weights are fitted on validation rows that trigger: logistic regression with a normal
@@ -43,6 +43,7 @@ class Weights:
     pool: float = 0.05
     segment: float = 0.1
     reweighed: float = 0.25
+    reasoned: float = 0.0
     offset: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
@@ -53,12 +54,12 @@ class Weights:
 
 
 DEFAULT = Weights()
-NEUTRAL = Weights(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NEUTRAL = Weights(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Keep the first decision."""
 
 
 def features(before: float, looks: list[SecondLook]) -> np.ndarray:
-    """float64 [7] in the order of `Weights`: z of the first decision, of each look, and 1 for the offset.
+    """float64 [8] in the order of `Weights`: z of the first decision, of each look, and 1 for the offset.
 
     A look that leaves several sections out counts for each of them.
     """
@@ -69,7 +70,8 @@ def features(before: float, looks: list[SecondLook]) -> np.ndarray:
     ]
     segment = _mean([p for look in looks for p in look.segments.values()], z)
     reweighed = _mean([look.reweighed for look in looks if look.reweighed is not None], z)
-    return np.array([z, *without, segment, reweighed, 1.0])
+    reasoned = _mean([look.reasoned for look in looks if look.reasoned is not None], z)
+    return np.array([z, *without, segment, reweighed, reasoned, 1.0])
 
 
 def synthesis(before: float, looks: list[SecondLook], weights: Weights = DEFAULT) -> float:
@@ -78,7 +80,7 @@ def synthesis(before: float, looks: list[SecondLook], weights: Weights = DEFAULT
 
 
 def fit(rows: np.ndarray, labels: np.ndarray) -> Weights:
-    """The weights of highest posterior for `features` float [n, 7] and labels [n]."""
+    """The weights of highest posterior for `features` float [n, 8] and labels [n]."""
     start = DEFAULT.array()
 
     def loss(w: np.ndarray) -> float:
@@ -92,7 +94,7 @@ def fit(rows: np.ndarray, labels: np.ndarray) -> Weights:
 def learn(
     rows: np.ndarray, labels: np.ndarray, users: np.ndarray, resamples: int, seed: int
 ) -> tuple[Weights, dict[str, Any]]:
-    """(weights to serve, what they are worth) from `features` float [n, 7], labels [n] and user codes [n].
+    """(weights to serve, what they are worth) from `features` float [n, 8], labels [n] and user codes [n].
 
     The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
     others. Reflection has to earn its place: unless it saves log loss there, costs no AUC inside the folds,
@@ -128,7 +130,8 @@ def compared(
 
     `before`, `after`: auc, accuracy, log_loss. `auc_gain`, `accuracy_gain`: the paired difference and its
     95 % interval by bootstrap over users. `turned` decisions, of which so many `better` and `worse`, with the
-    exact two-sided p of McNemar's test. What is undefined is None.
+    exact two-sided p of McNemar's test. `looks`: the AUC of each look that was
+    taken, alone. What is undefined is None.
     """
     code, before = np.unique(users, return_inverse=True)[1], expit(rows[:, 0])
     number = int(code.max(initial=-1)) + 1
@@ -155,6 +158,11 @@ def compared(
         "users": len(np.unique(code)),
         "before": _measured(before, labels),
         "after": _measured(after, labels),
+        "looks": {
+            name: _measured(expit(rows[:, at]), labels)["auc"]
+            for at, name in enumerate(DEFAULT.as_dict())
+            if name != "offset" and (rows[:, at] != rows[:, 0]).any()
+        },
         "auc_gain": gain(len(np.unique(labels)) == 2, lambda p: intervals.auc_statistic(code, labels, p)),
         "accuracy_gain": gain(len(labels) > 0, accuracy),
     } | _turned(before, after, labels)

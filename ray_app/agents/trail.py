@@ -125,7 +125,12 @@ class Walk:
             after=review.verdict.p_yes,
             triggers=review.reflection.triggers if review.reflection else [],
             looks=[
-                Look(without=look.without, segments=look.segments, reweighed=look.reweighed)
+                Look(
+                    without=look.without,
+                    segments=look.segments,
+                    reweighed=look.reweighed,
+                    reasoned=look.reasoned,
+                )
                 for look in self.looks.get(name, [])
             ],
             written=first.reasoning if first else [],

@@ -33,7 +33,7 @@ class Writing:
     vectors: dict[str, np.ndarray]
     adapter: str
     grammar: str
-    """Regular expression the text must match (`prompts.grammar`), or empty for free text."""
+    """EBNF that the text must match (`prompts.grammar`), or empty for free text."""
     max_tokens: int
     temperature: float = 0.0
     seed: int = 0

@@ -25,6 +25,7 @@ import numpy as np
 
 from ray_app.bundle import Bundle
 from ray_app.config import EngineConfig
+from ray_app.engines.phrasebook import Proposer
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
@@ -84,8 +85,10 @@ class VllmStudent:
                 max_loras=len(adapters) + 1,
                 max_lora_rank=max(8, rank),  # pyright: ignore[reportArgumentType]
                 lora_target_modules=["q_proj", "v_proj", "qkv_proj"],
+                logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
                 **device,
+                **speculation(config),
                 **whole_prompts(config),
             )
         )
@@ -101,8 +104,10 @@ class VllmStudent:
     async def score(self, requests: list[Scoring]) -> np.ndarray:
         from vllm import SamplingParams
 
+        # Only two tokens are allowed, so that their difference is that of their logits.
+        words = [self.yes, self.no]
         params = SamplingParams(
-            temperature=0, max_tokens=1, logprob_token_ids=[self.yes, self.no], detokenize=False
+            temperature=0, max_tokens=1, allowed_token_ids=words, logprobs=len(words), detokenize=False
         )
         outputs = await self._all([(r.prompt, r.vectors, r.adapter, params) for r in requests], "decide")
         logits = np.zeros(len(requests), np.float32)
@@ -117,7 +122,7 @@ class VllmStudent:
 
         jobs = []
         for request in requests:
-            forced = StructuredOutputsParams(regex=request.grammar) if request.grammar else None
+            forced = StructuredOutputsParams(grammar=request.grammar) if request.grammar else None
             params = SamplingParams(
                 temperature=request.temperature,
                 max_tokens=request.max_tokens,
@@ -187,7 +192,12 @@ class VllmStudent:
                 f"a prompt has {len(encoded.ids)} tokens, max_model_len is {self.config.max_model_len}: "
                 f"raise it, or lower prompt.history"
             )
-        return {"prompt_embeds": self.embed(encoded, vectors)}
+        soft = set(encoded.soft.values())
+        return {
+            "prompt_embeds": self.embed(encoded, vectors),
+            "prompt_token_ids": encoded.ids,
+            "prompt_is_token_ids": [at not in soft for at in range(len(encoded.ids))],
+        }
 
     def embed(self, encoded: Encoded, vectors: dict[str, np.ndarray]) -> Any:
         """[T, H] input embeddings with the soft tokens in place."""
@@ -247,6 +257,19 @@ class VllmStudent:
             self._engine.abort_request(gone)
             for number in gone:
                 del waiting[number]
+
+
+def speculation(config: EngineConfig) -> dict[str, Any]:
+    """Engine arguments for guessing so many tokens a step; none where the config has it guess nothing."""
+    if not config.speculative_tokens:
+        return {}
+    proposer = f"{Proposer.__module__}.{Proposer.__qualname__}"
+    guesses = {
+        "method": "custom_class",
+        "model": proposer,
+        "num_speculative_tokens": config.speculative_tokens,
+    }
+    return {"speculative_config": guesses}
 
 
 def input_embedding(model: str) -> Any:

@@ -240,6 +240,8 @@ class ReflectionSection(Section):
     """Two-sided p of McNemar's exact test on those."""
     triggers: dict[str, int]
     """Cause for doubt -> rows."""
+    looks: dict[str, float | None] = Field(default_factory=dict)
+    """Second look that was taken -> its AUC alone."""
     neutral: bool
     """The weights keep the first decision: on validation rows nothing better was found."""
 

@@ -117,7 +117,7 @@ def conclusion_text(answer: bool) -> str:
     return f"So overall the user {'would' if answer else 'would not'} like it."
 
 
-def step_card(step: Step, context: Context, answer: bool) -> str:
+def step_card(step: Step, context: Context, answer: bool | None) -> str:
     """The card of a step: of the first evidence it cites; empty for a step that cites nothing."""
     entry = context.cited(step.citations[0]) if step.citations else None
     return evidence_card(entry, answer) if entry else ""

@@ -7,29 +7,36 @@ of its card's entry.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ray_app.prompts.cards import conclusion_card, evidence_card, own_features, shared_features, stars
 from ray_app.records import Context, Evidence
 
 _LETTER = r"[^()\[\]<>\n.…0-9]"
-_WORDS = rf"({_LETTER}|\. [A-Z])"
+_WORDS = f'({_LETTER} | ". " [A-Z])+'
 """Text without marks and numbers, in which a dot only stands between sentences."""
 
 
-def reasoning_regex(context: Context, answer: bool) -> str:
-    """A regular expression for steps on evidence, each entry at most once, and a conclusion.
+def reasoning_grammar(context: Context, answer: bool | None) -> str:
+    """A grammar (EBNF as XGrammar reads it) for steps on evidence, each entry at most once, and a conclusion;
+    with None, either conclusion.
 
-    Follows the layout of `prompts.student.reasoning_target`. To rule out repetition by a pattern of
-    modest size, entries come in the order of their ids, the user's own before those of others or after;
-    without evidence only the conclusion is left.
+    Follows the layout of `prompts.student.reasoning_target`. To rule out repetition by a grammar of modest
+    size, entries come in the order of their ids, the user's own before those of others or after; without
+    evidence only the conclusion is left. Every step is one rule, so that what an engine compiles grows with
+    the number of entries and not with its square, as a regular expression would.
     """
-    own = [_step(entry, answer) for entry in context.evidence if entry.kind == "history"]
-    others = [_step(entry, answer) for entry in context.evidence if entry.kind != "history"]
-    orders = [*_some(own, others), *_some(others, own)]
-    steps = f"({'|'.join(orders)})" if orders else ""
-    return f"{steps} {_literal(conclusion_card(answer))}{_WORDS}+\\."
+    own = [entry for entry in context.evidence if entry.kind == "history"]
+    others = [entry for entry in context.evidence if entry.kind != "history"]
+    conclusions = (True, False) if answer is None else (answer,)
+    cards = " | ".join(_literal(f" {conclusion_card(one)}") for one in conclusions)
+    rules = [f'end ::= ({cards}) {_WORDS} "."', *(_step(entry, answer) for entry in context.evidence)]
+    beginnings = []
+    for name, first, second in (("own", own, others), ("others", others, own)):
+        if first:
+            rules += _in_turn(name, first, second)
+            beginnings.append(f"{name}1")
+    return "\n".join([f"root ::= {' | '.join(beginnings) or 'end'}", *rules])
 
 
 def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
@@ -37,9 +44,27 @@ def in_order(entries: Iterable[Evidence], others_first: bool) -> list[Evidence]:
     return sorted(entries, key=lambda entry: ((entry.kind == "history") == others_first, int(entry.id[1:])))
 
 
-def _step(entry: Evidence, answer: bool) -> str:
-    own = f"({_LETTER}|\\. [A-Z]| ({'|'.join(map(_literal, _numbers(entry)))}))"
-    return f" {_literal(evidence_card(entry, answer))}{own}+\\[{entry.id}\\]{own}*\\."
+def _step(entry: Evidence, answer: bool | None) -> str:
+    numbers = " | ".join(_literal(f" {number}") for number in _numbers(entry))
+    said = f'({_LETTER} | ". " [A-Z]{f" | {numbers}" if numbers else ""})'
+    card = _literal(f" {evidence_card(entry, answer)}")
+    return f'{entry.id} ::= {card} {said}+ "[{entry.id}]" {said}* "."'
+
+
+def _in_turn(name: str, first: list[Evidence], second: list[Evidence]) -> list[str]:
+    """Rules for one or more of the first in order, then any of the second in order, then the end.
+
+    `<name>N` is some of the first from its Nth on; `<name>_N` is any of all from the Nth on.
+    """
+    entries = [*first, *second]
+    rules = [
+        f"{name}_{at} ::= {entry.id} {name}_{at + 1} | {name}_{at + 1}" for at, entry in enumerate(entries, 1)
+    ]
+    rules.append(f"{name}_{len(entries) + 1} ::= end")
+    for at, entry in enumerate(first, 1):
+        later = f" | {name}{at + 1}" if at < len(first) else ""
+        rules.append(f"{name}{at} ::= {entry.id} {name}_{at + 1}{later}")
+    return rules
 
 
 def _numbers(entry: Evidence) -> list[str]:
@@ -53,15 +78,6 @@ def _numbers(entry: Evidence) -> list[str]:
     return sorted(name for name in found if any(sign.isdigit() for sign in name))
 
 
-def _some(first: list[str], second: list[str]) -> list[str]:
-    """Alternatives: one or more of the first in order, then any of the second in order."""
-    return [step + _any(first[at:]) + _any(second) for at, step in enumerate(first, 1)]
-
-
-def _any(steps: list[str]) -> str:
-    return "".join(f"({step})?" for step in steps)
-
-
 def _literal(text: str) -> str:
-    """`re.escape` for what every regular expression dialect calls special, and no more."""
-    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
+    """Text as a quoted string of the grammar."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -56,6 +56,12 @@ class Written:
     conclusion: bool | None
 
 
+def before_conclusion(text: str) -> str | None:
+    """The student's text up to where its conclusion is next to be said; None if it came to none."""
+    cards = [match for match in CARD.finditer(text) if match.group("body") in ("Yes", "No")]
+    return text[: cards[-1].start() + 1] if cards else None
+
+
 def parse_reasoning(text: str) -> Written:
     """Split the student's reasoning at its cards; text before the first card is a step without card."""
     steps: list[tuple[str, Step]] = []

@@ -3,7 +3,8 @@
 *Decide* (Yes/No rows, scoring): user, history, similar users' items and candidate pool first - the part
 that all targets of a user share, so that an engine's prefix cache serves it once - then the target.
 *Explain* (reasoning rows): target first, then the evidence chosen for it as cards, then the answer and
-the style to write in (the teacher's template), then the steps, each behind a copy of its card.
+the style to write in (the teacher's template), then the steps, each behind a copy of its card. Without the
+answer, the steps lead to one: that of the card at their end.
 
 `<|user|>`, `<|item|>` and `<|pair|>` are soft tokens: places that the projector's output replaces.
 Every mark has a blank before it, at line starts too: with it, a mark is one token of the bootstrapped
@@ -78,25 +79,28 @@ def _ending(context: Context, config: PromptConfig) -> str:
     return _with_soft_tokens(f"\nTarget: {described}{ITEM} {PAIR}{_crowd(context)}", config) + ANSWER
 
 
-def explain_prompt(context: Context, answer: bool, config: PromptConfig, style: str = "plain") -> str:
-    """The prompt whose continuation is the reasoning for an answer that is already decided.
+def explain_prompt(context: Context, answer: bool | None, config: PromptConfig, style: str = "plain") -> str:
+    """The prompt whose continuation is the reasoning for an answer that is already decided, or, with None,
+    the reasoning that decides it.
 
     style: the template of the trace to learn from, or the one to write in.
     """
     lines = [f"Target: {_item(context.target, config)} {ITEM} {PAIR}", _user_line(context), "Evidence:"]
     lines += [_evidence_line(entry, config) for entry in context.evidence]
-    told = f"{ANSWER}{' Yes' if answer else ' No'}{STYLE} {style}{REASONING}"
-    return _with_soft_tokens("\n".join(lines), config) + told
+    told = "" if answer is None else f"{ANSWER}{' Yes' if answer else ' No'}"
+    return _with_soft_tokens("\n".join(lines), config) + f"{told}{STYLE} {style}{REASONING}"
 
 
-def reasoning_target(trace: Trace, context: Context) -> str:
+def reasoning_target(trace: Trace, context: Context, *, told: bool = True) -> str:
     """What the student learns to write: every step behind its card, the conclusion behind its own.
 
+    told: whether the prompt holds the answer. If not, no card says what speaks against it.
     A last step that cites evidence is a step like any other, and a plain conclusion follows it.
     """
     steps = list(trace.steps)
     close = steps.pop().text if steps and not steps[-1].citations else conclusion_text(trace.verdict)
-    reasons = (f"{step_card(step, context, trace.verdict)} {step.text}".strip() for step in steps)
+    answer = trace.verdict if told else None
+    reasons = (f"{step_card(step, context, answer)} {step.text}".strip() for step in steps)
     return " " + " ".join([*reasons, conclusion_card(trace.verdict), close])
 
 

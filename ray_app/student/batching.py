@@ -11,6 +11,7 @@ import torch
 
 from ray_app.config import LossWeights
 from ray_app.errors import PromptTooLongError
+from ray_app.prompts.student import ANSWER
 from ray_app.student.model import SOFT_NAMES, Batch
 from ray_app.student.tokens import NO, YES, encode
 
@@ -43,17 +44,15 @@ def sequence(
 ) -> Sequence:
     """Tokenize an example.
 
-    prompt ends right before the verdict for a Yes/No row; for a reasoning row it already holds the
-    verdict and ends right before the text.
+    prompt ends right before the verdict for a Yes/No row, and right before the text for a reasoning row;
+    there the verdict stands at the end of the prompt or, if it was not told, at the end of the text.
     """
     head = encode(tokenizer, prompt)
+    tail = tokenizer.encode(continuation, add_special_tokens=False)
+    answer = text_start = len(head.ids) - 1
     if reasoned:
-        verdict = _last(head.ids, tokenizer)
-        tail = [*tokenizer.encode(continuation, add_special_tokens=False), tokenizer.eos_token_id]
-        answer, text_start = verdict - 1, len(head.ids) - 1
-    else:
-        tail = tokenizer.encode(continuation, add_special_tokens=False)
-        answer = text_start = len(head.ids) - 1
+        tail.append(tokenizer.eos_token_id)
+        answer = _last(head.ids if ANSWER in prompt else [*head.ids, *tail], tokenizer) - 1
     ids = np.array([*head.ids, *tail], np.int32)
     return Sequence(row_id, user, label, ids, head.soft, answer, text_start, reasoned)
 

@@ -64,6 +64,7 @@ def write_data(root: Path, ports: dict[str, int]) -> None:
         (root / name).write_text(text)
     write_inputs(mine)
     tree = small_config(mine).model_dump(exclude_unset=True)
+    tree["data"]["cache"] = str(root.parent / "cache")
     tree["serve"] = {"port": ports["8000"]}
     tree["ray"]["dashboard_port"], tree["ray"]["port"] = ports["8267"], free_port()
     tree["reason"]["fraction"] = 0.1

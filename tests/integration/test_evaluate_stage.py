@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -24,7 +26,7 @@ from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_student import VllmStudent
 from ray_app.errors import EngineError, PromptTooLongError
 from ray_app.prompts.cards import evidence_card
-from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.grammar import reasoning_grammar
 from ray_app.prompts.parse import parse_reasoning
 from ray_app.prompts.student import decide_prompt, explain_prompt
 from ray_app.records import Context
@@ -80,6 +82,37 @@ def test_the_engine_scores_what_training_scored(finished, bundle, student):
         ]
         trained = np.load(run.stage("train").local() / adapter / "valid_logits.npy")
         assert student.run(student.score(requests)) == pytest.approx(trained, abs=2e-4)
+
+
+def test_guesses_save_steps_and_change_no_text(finished, bundle, student):
+    config, run = finished
+    valid = pl.read_parquet(run.stage("mix").path("valid.parquet")).head(4)
+    encode = run.stage("encode").local()
+    vectors = {name: np.load(encode / f"{name}.npy") for name in ("user", "item", "pair")}
+    requests = []
+    for row, text in zip(valid["row_id"], valid["context"], strict=True):
+        context = Context.model_validate_json(text)
+        own = {name: values[row] for name, values in vectors.items()}
+        for answer in (True, False):
+            prompt, grammar = (
+                explain_prompt(context, answer, config.prompt),
+                reasoning_grammar(context, answer),
+            )
+            requests.append(Writing(prompt, own, "global", grammar, 120))
+    cards = [replace(request, max_tokens=12) for request in requests]
+    plain = VllmStudent(bundle, bundle.config.serve.engine.model_copy(update={"speculative_tokens": 0}))
+    try:
+        texts, steps = {}, {}
+        for name, engine in (("plain", plain), ("guessing", student)):
+            texts[name] = engine.run(engine.write(requests))
+            with patch.object(engine._engine, "step", wraps=engine._engine.step) as step:
+                engine.run(engine.write(cards))
+            steps[name] = step.call_count
+    finally:
+        plain.close()
+    assert texts["guessing"] == texts["plain"]
+    # A student of so little training never ends a text, so nothing is learnt but what a prompt says.
+    assert steps["guessing"] < steps["plain"] / 2, steps
 
 
 def test_only_experts_that_beat_the_global_adapter_enter_a_bundle(trained_run, tmp_path):
@@ -201,7 +234,7 @@ def test_forced_cards_are_true_copies_of_the_evidence(bundle, student):
         explain_prompt(context, True, bundle.config.prompt),
         vectors,
         "global",
-        reasoning_regex(context, True),
+        reasoning_grammar(context, True),
         200,
         temperature=1.0,
         seed=4,

@@ -22,6 +22,7 @@ from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
 from ray_app.prompts.student import decide_prompt, decide_prompts
 from ray_app.records import Interaction, Item
+from ray_app.student import calibration
 from tests.bundles import START, LinearStudent, store_url
 from tests.pages import make_front
 
@@ -231,6 +232,23 @@ class TestReasoning:
         assert looks[0].without["history"] < before[0].p_yes
         assert looks[0].without["pool"] == pytest.approx(before[0].p_yes)
         assert not set(looks[0].segments) & set(agent.choose(dossier).weights)
+
+    def test_it_reasons_before_it_answers_where_the_config_says_so(self, bundle, dossier):
+        prompt = bundle.config.prompt.model_copy(update={"reason_first": True})
+        student = LinearStudent()
+        agent = ReasoningAgent(
+            replace(bundle, config=bundle.config.model_copy(update={"prompt": prompt})), student
+        )
+        first, second = (run(agent.reconsider(dossier, round)) for round in (1, 2))
+        plain = run(ReasoningAgent(bundle, LinearStudent()).reconsider(dossier, 1))
+        assert [replace(look, reasoned=None) for look in first] == plain
+        assert {look.reasoned for look in second} == {None}
+        lead, asked = agent.choose(dossier).lead, [r for r in student.scored if "Reasoning:" in r.prompt]
+        assert len(asked) == len(student.written) == len(dossier)
+        assert all("Answer:" not in request.prompt and request.prompt.endswith(" (") for request in asked)
+        logits = run(LinearStudent().score(asked))
+        expected = [calibration.apply(bundle.calibration, lead, float(logit)) for logit in logits]
+        assert [look.reasoned for look in first] == expected
 
     def test_later_rounds_leave_more_out(self, bundle, dossier):
         agent = ReasoningAgent(bundle, LinearStudent())

@@ -101,7 +101,7 @@ def test_synthesis_lies_within_what_was_seen(before, without, segments):
 
 
 def test_every_question_is_answered_from_numbers():
-    look = SecondLook({"history": 0.45}, {"expert-0": 0.3}, 0.52)
+    look = SecondLook({"history": 0.45}, {"expert-0": 0.3}, 0.52, 0.61)
     made = review(usual(), verdict(0.55, "The user liked [e1]."), ["low_confidence"], look)
     reflection = made.reflection
     assert reflection is not None
@@ -109,6 +109,7 @@ def test_every_question_is_answered_from_numbers():
     assumptions, segment, missing, opposite = reflection.questions.values()
     assert "Without the history P(yes) falls from 0.55 to 0.45" in assumptions
     assert "hangs on that part" in assumptions
+    assert "Reasoned out before it is answered P(yes) rises from 0.55 to 0.61." in assumptions
     assert "expert-0 does (gate weight 0.20) P(yes) falls from 0.55 to 0.30" in segment
     assert "Weighed by boosted trees P(yes) falls from 0.55 to 0.52." in missing
     assert "pass over [e3], [e2], [e5], [e4]" in missing

@@ -31,17 +31,19 @@ def made(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Doubted rows whose labels follow from `weights`: first decisions near .5, looks further apart."""
     rng = np.random.default_rng(seed)
-    rows = np.column_stack([rng.normal(0, 0.25, n), rng.normal(0, 1, (n, 5)), np.ones(n)])
+    rows = np.column_stack([rng.normal(0, 0.25, n), rng.normal(0, 1, (n, 6)), np.ones(n)])
     labels = (rng.random(n) < expit((rows @ weights.array()) / noise)).astype(float)
     return rows, labels, rng.integers(0, n // 5, n)
 
 
-LOOKS = Weights(initial=0.2, history=0.8, similar=0.3, pool=0.0, segment=-0.2, reweighed=0.1, offset=0.1)
+LOOKS = Weights(
+    initial=0.2, history=0.8, similar=0.3, pool=0.0, segment=-0.2, reweighed=0.1, reasoned=0.3, offset=0.1
+)
 
 
 def test_features_by_hand():
     looks = [
-        SecondLook({"history": 0.4, "pool": 0.7}, {"expert-0": 0.3}, 0.9),
+        SecondLook({"history": 0.4, "pool": 0.7}, {"expert-0": 0.3}, 0.9, 0.8),
         SecondLook({"history and similar": 0.2}, {}, 0.9),
     ]
     expected = [
@@ -51,13 +53,14 @@ def test_features_by_hand():
         logit(0.7),
         logit(0.3),
         logit(0.9),
+        logit(0.8),
         1.0,
     ]
     assert features(0.6, looks) == pytest.approx(expected)
 
 
 def test_looks_that_were_not_taken_leave_their_weight_to_the_first_decision():
-    assert features(0.7, [SecondLook({}, {})]) == pytest.approx([*[logit(0.7)] * 6, 1.0])
+    assert features(0.7, [SecondLook({}, {})]) == pytest.approx([*[logit(0.7)] * 7, 1.0])
     assert synthesis(0.7, [SecondLook({}, {})]) == pytest.approx(0.7)
     assert synthesis(0.7, [], Weights(initial=9.0)) == 0.7
     assert sum(DEFAULT.array()) == pytest.approx(1.0)
@@ -91,7 +94,7 @@ def test_fitted_decisions_are_better_on_rows_that_no_weight_has_seen():
 
 def test_where_looks_say_nothing_the_first_decision_is_kept():
     rng = np.random.default_rng(3)
-    rows = np.column_stack([rng.normal(0, 1, 600), rng.normal(0, 1, (600, 5)), np.ones(600)])
+    rows = np.column_stack([rng.normal(0, 1, 600), rng.normal(0, 1, (600, 6)), np.ones(600)])
     labels = (rng.random(600) < expit(rows[:, 0])).astype(float)
     weights, report = learn(rows, labels, np.arange(600), 20, 7)
     assert report["after"]["log_loss"] >= report["before"]["log_loss"]
@@ -102,9 +105,10 @@ def test_where_looks_say_nothing_the_first_decision_is_kept():
 
 
 def test_turned_decisions_are_counted_and_tested_in_pairs():
-    rows = np.zeros((6, 7))
+    rows = np.zeros((6, 8))
     rows[:, 0] = [-1, -1, -1, 1, 1, -1]
     rows[:, 1] = [9, 9, 9, -9, 9, -9]
+    rows[:, 4] = rows[:, 0]
     labels = np.array([1.0, 1, 1, 1, 1, 0])
     weights = Weights(initial=0, history=1, similar=0, pool=0, segment=0, reweighed=0)
     found = judged(rows, labels, np.array([1, 1, 2, 2, 3, 3]), weights, 20, 7)
@@ -113,6 +117,9 @@ def test_turned_decisions_are_counted_and_tested_in_pairs():
     assert found["after"]["accuracy"] == pytest.approx(5 / 6)
     assert found["accuracy_gain"]["value"] == pytest.approx(2 / 6)
     assert (found["turned"], found["better"], found["worse"]) == (4, 3, 1)
+    assert found["looks"] == {
+        "history": pytest.approx(4.5 / 5), "similar": 0.5, "pool": 0.5, "reweighed": 0.5, "reasoned": 0.5,
+    }  # fmt: skip
     assert found["p"] == pytest.approx(0.625)  # 2 * (C(4,0) + C(4,1)) / 2^4
 
 

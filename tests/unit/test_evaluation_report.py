@@ -116,6 +116,7 @@ def test_reflection_is_told_before_and_after(tmp_path: Path):
     assert "low confidence 380, conflict 44" in text
     assert "AUC gain .0230 (.0071 – .0389), accuracy gain .0110 (.0015 – .0205)." in text
     assert "61 decisions turned, 34 for the better and 27" in text
+    assert "AUC of each second look alone: history .598, reweighed .631." in text
     assert "reflection keeps it" not in text
     metrics["reflection"]["neutral"] = True
     assert "reflection keeps it" in render(metrics, [], tmp_path).read_text()

@@ -1,8 +1,8 @@
 """What the student may write: every true trace fits the grammar, no altered fact does."""
 
-import re
-
+import numpy as np
 import pytest
+import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher_contexts import FEATURES, context, contexts, evidence, usual
@@ -10,8 +10,8 @@ from teacher_contexts import FEATURES, context, contexts, evidence, usual
 from ray_app.config import EngineConfig
 from ray_app.engines.evidence import EvidenceEngine
 from ray_app.engines.interface import GenerationRequest
-from ray_app.prompts.cards import evidence_card
-from ray_app.prompts.grammar import reasoning_regex
+from ray_app.prompts.cards import AGAINST, conclusion_card, evidence_card
+from ray_app.prompts.grammar import reasoning_grammar
 from ray_app.prompts.parse import parse_answer, parse_reasoning
 from ray_app.prompts.student import reasoning_target
 from ray_app.prompts.teacher import TEMPLATES
@@ -40,8 +40,13 @@ def trace(about: Context, template: str, seed: int) -> Trace:
     )
 
 
-def accepts(about: Context, answer: bool, text: str) -> bool:
-    return re.fullmatch(reasoning_regex(about, answer), text) is not None
+COMPILER = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo([]), cache_enabled=False)
+
+
+def accepts(about: Context, answer: bool | None, text: str) -> bool:
+    compiled = COMPILER.compile_grammar(reasoning_grammar(about, answer))
+    matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+    return matcher.accept_string(text) and matcher.is_terminated()
 
 
 @settings(max_examples=120, deadline=None)
@@ -51,6 +56,19 @@ def test_every_trace_of_the_evidence_writer_fits_and_only_with_its_own_answer(ab
     text = reasoning_target(made, about)
     assert accepts(about, made.verdict, text), text
     assert not accepts(about, not made.verdict, text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(contexts(), st.sampled_from(TEMPLATES), st.integers(0, 2**31 - 1))
+def test_reasons_that_decide_may_come_to_either_answer_and_mark_nothing_as_against_it(about, template, seed):
+    made = trace(about, template, seed)
+    text = reasoning_target(made, about, told=False)
+    assert AGAINST not in text
+    for verdict in (True, False):
+        other = text.replace(conclusion_card(made.verdict), conclusion_card(verdict))
+        assert accepts(about, None, other), other
+    marked = reasoning_target(made, about)
+    assert accepts(about, None, marked) == (AGAINST not in marked)
 
 
 @settings(max_examples=80, deadline=None)
@@ -163,11 +181,32 @@ def test_features_are_text_and_no_pattern(feature):
     assert not accepts(about, True, text.replace("<=> ", "<=> z"))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_whatever_fits_reads_back_as_true_cards_and_the_answer(data):
-    about, answer = usual(), data.draw(st.booleans())
-    text = data.draw(st.from_regex(reasoning_regex(about, answer), fullmatch=True))
+WORDS = [*'abTo ,.:[]()<>\n"0159', "e1", "e9", " Yes", " No", " 5", " 4 of 5", ". And", "<end>"]
+WALKER = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(WORDS, stop_token_ids=[len(WORDS) - 1]))
+
+
+def walk(about: Context, answer: bool, seed: int) -> str:
+    """A text drawn from what the grammar allows after each of its words."""
+    rng = np.random.default_rng(seed)
+    matcher = xgrammar.GrammarMatcher(WALKER.compile_grammar(reasoning_grammar(about, answer)))
+    mask, text = xgrammar.allocate_token_bitmask(1, len(WORDS)), ""
+    while not matcher.is_terminated():
+        if forced := matcher.find_jump_forward_string():
+            assert matcher.accept_string(forced)
+            text += forced
+            continue
+        matcher.fill_next_token_bitmask(mask)
+        allowed = [at for at in range(len(WORDS)) if int(mask[0, at // 32]) >> at % 32 & 1]
+        at = int(rng.choice(allowed))
+        assert matcher.accept_token(at)
+        text += "" if at == len(WORDS) - 1 else WORDS[at]
+    return text
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_fits_reads_back_as_true_cards_and_the_answer(seed):
+    about, answer = usual(), bool(seed % 2)
+    text = walk(about, answer, seed)
     written = parse_reasoning(text)
     cards = {evidence_card(entry, answer)[2:-2].strip() for entry in about.evidence}
     assert written.conclusion is answer

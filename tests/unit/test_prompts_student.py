@@ -7,7 +7,7 @@ from teacher_contexts import context, contexts, evidence, usual
 
 from ray_app.config import PromptConfig
 from ray_app.prompts import cards
-from ray_app.prompts.parse import parse_answer, parse_reasoning, to_step
+from ray_app.prompts.parse import before_conclusion, parse_answer, parse_reasoning, to_step
 from ray_app.prompts.student import (
     ITEM,
     PAIR,
@@ -155,6 +155,18 @@ def test_the_reasoning_target_reads_back_as_its_trace():
     assert ([step for _, step in written.steps], written.conclusion) == (trace.steps, True)
 
 
+def test_reasons_that_decide_are_read_up_to_where_they_do():
+    trace = reasoned("The user liked [e1].", "Not so [e2].", "So the user would like it.")
+    text = reasoning_target(trace, usual(), told=False)
+    assert text == (
+        " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
+        " ( [e2] history <r2> <-> <~> Drama War ) Not so [e2]. ( Yes ) So the user would like it."
+    )
+    assert before_conclusion(text) == text[: text.index(" Yes )")]
+    assert before_conclusion(text[: text.index("( Yes")]) is None
+    assert before_conclusion("") is None
+
+
 def test_a_conclusion_that_cites_is_a_step_and_a_plain_one_follows_it():
     text = reasoning_target(reasoned("The user liked [e1], so the user would like it."), usual())
     assert text.endswith(
@@ -243,4 +255,6 @@ def test_the_explain_prompt_holds_evidence_and_answer_but_no_titles():
     assert all(f"\n {cards.evidence_card(entry)}\n" in prompt for entry in usual().evidence)
     assert prompt.endswith("\nAnswer: No\nStyle: plain\nReasoning:")
     assert "\nStyle: doubt\n" in explain_prompt(usual(), False, CONFIG, "doubt")
+    untold = explain_prompt(usual(), None, CONFIG)
+    assert untold == prompt.replace("\nAnswer: No", "") and "Answer" not in untold
     assert '"Title e1"' in explain_prompt(usual(), False, CONFIG.model_copy(update={"titles": True}))

@@ -10,7 +10,7 @@ from ray_app.collab.features import MAX_FEATURES
 from ray_app.config import BootstrapConfig, PromptConfig
 from ray_app.errors import PromptTooLongError
 from ray_app.prompts.cards import MARKS
-from ray_app.prompts.parse import to_step
+from ray_app.prompts.parse import before_conclusion, to_step
 from ray_app.prompts.student import decide_prompt, explain_prompt, reasoning_target
 from ray_app.records import Trace
 from ray_app.student.batching import check_lengths, sequence
@@ -144,6 +144,21 @@ def test_a_reasoning_row_predicts_the_verdict_in_the_prompt_and_learns_the_text_
     assert tokenizer.decode(made.ids[made.text_start + 1 : -1]) == REASONING
     assert made.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(made.ids[made.answer + 2 : made.text_start + 1]) == "\nStyle: plain\nReasoning:"
+
+
+def test_a_row_that_was_told_no_answer_predicts_the_verdict_at_the_end_of_its_text(tokenizer):
+    about = usual()
+    about = about.model_copy(update={"target": about.target.model_copy(update={"title": "No Yes No"})})
+    prompt = explain_prompt(about, None, CONFIG.model_copy(update={"titles": True}))
+    text = reasoning_target(TRACE, about, told=False)
+    made = sequence(tokenizer, 7, 3, 0, prompt, text, reasoned=True)
+    assert tokenizer.decode([made.ids[made.answer + 1]]) == NO
+    assert tokenizer.decode(made.ids[made.text_start + 1 : made.answer + 1]) == before_conclusion(text)
+    assert tokenizer.decode(made.ids[made.text_start + 1 : -1]) == text
+    # What is asked when it is served has the same tokens.
+    asked = encode(tokenizer, prompt + text[: text.index(" No )")])
+    assert asked.ids == made.ids[: made.answer + 1].tolist()
+    assert asked.soft == made.soft
 
 
 def test_titles_that_say_yes_or_no_do_not_move_the_answer(tokenizer):
