@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from ray_app.telemetry import Telemetry
 
 STAGES = ["prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish"]
 """In the order they run."""
+KNOCK_S = 10.0
 MakeSpec = Callable[[Config, Run], StageSpec]
 
 
@@ -44,13 +46,14 @@ def open_run(options: argparse.Namespace) -> tuple[Config, Run]:
 def start_ray(config: Config) -> None:
     """Join the cluster of the job, or start a private local one when run by hand.
 
-    Raises LaunchError if Ray does not come up.
+    Raises LaunchError if Ray does not come up, or nothing listens where `RAY_ADDRESS` says.
     """
     import ray
     import ray.data
 
     if ray.is_initialized():
         return
+    _knock(os.environ.get("RAY_ADDRESS", ""))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
@@ -68,6 +71,20 @@ def start_ray(config: Config) -> None:
         raise LaunchError(
             f"Ray did not start ({reason}): see whether the machine is busy or its disk or "
             f"shared memory full, then give the command again; finished stages are kept"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Where a host and a port are named, somebody has to listen there: Ray by itself warns for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+    except OSError as error:
+        raise LaunchError(
+            f"RAY_ADDRESS {address} does not answer ({error}): start that cluster, or unset RAY_ADDRESS "
+            f"for a local one"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,18 @@ def judge(
     judged = [contexts[at] for at in places]
     parsed = [parse_reasoning(output) for output in forced]
     steps = [[step for _, step in one.steps] for one in parsed]
+    told, raw = (
+        facts(judged, texts, decisions, vocabulary) for texts in (parsed, map(parse_reasoning, free))
+    )
+    kinds, raw_kinds = told.pop("kinds"), raw["kinds"]
     metrics = {
         "explanations": len(places),
-        **facts(judged, parsed, decisions, vocabulary),
-        "groundedness_raw": facts(judged, [parse_reasoning(o) for o in free], decisions, vocabulary)[
-            "groundedness"
-        ],
+        **told,
+        "groundedness_raw": raw["groundedness"],
+        "groundedness_kinds": {
+            kind: {"statements": kinds[kind][1], "forced": share(kinds, kind), "raw": share(raw_kinds, kind)}
+            for kind in sorted(kinds)
+        },
         **texts(config, judged, [hide(output) for output in forced], vocabulary),
     }
     shown = []
@@ -107,11 +114,18 @@ def write(
     return served.engine.run(served.engine.write(requests))
 
 
+def share(kinds: dict[str, tuple[int, int]], kind: str) -> float | None:
+    true, made = kinds.get(kind, (0, 0))
+    return true / made if made else None
+
+
 def facts(
-    contexts: list[Context], written: list[Written], decisions: list[bool], vocabulary: frozenset[str]
+    contexts: list[Context], written: Iterable[Written], decisions: list[bool], vocabulary: frozenset[str]
 ) -> dict[str, Any]:
-    """Coherence, coverage and groundedness, as means over explanations (groundedness over statements)."""
+    """Coherence, coverage and groundedness, as means over explanations (groundedness over statements);
+    `kinds`: kind of evidence -> (true, made) statements."""
     coherent, covered, grounded, statements = [], [], 0, 0
+    kinds: dict[str, tuple[int, int]] = {}
     for context, one, decision in zip(contexts, written, decisions, strict=True):
         steps: list[Step] = [step for _, step in one.steps]
         # The card of the answer may be forced; what the sentences say of it is not.
@@ -122,6 +136,9 @@ def facts(
         found = reasons.groundedness(context, steps, vocabulary)
         grounded += found.grounded
         statements += found.statements
+        for kind, (true, made) in found.kinds.items():
+            before = kinds.get(kind, (0, 0))
+            kinds[kind] = before[0] + true, before[1] + made
     recall, precision = np.mean(covered, axis=0)
     return {
         "coherence": {
@@ -130,6 +147,7 @@ def facts(
         },
         "coverage": {"recall": float(recall), "precision": float(precision)},
         "groundedness": grounded / max(statements, 1),
+        "kinds": kinds,
     }
 
 

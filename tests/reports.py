@@ -117,6 +117,10 @@ def invented_metrics() -> dict[str, Any]:
             "coherence": {"verdict_agreement": 0.97, "internal_consistency": 1.0, "order": 0.99},
             "coverage": {"recall": 0.35, "precision": 0.93},
             "groundedness": 0.95,
+            "groundedness_kinds": {
+                "history": {"statements": 412, "forced": 0.99, "raw": 0.91},
+                "peers": {"statements": 3, "forced": 1.0, "raw": None},
+            },
             "usr": 0.99,
             "fcr": 0.8,
             "div": 0.6,

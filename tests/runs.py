@@ -136,7 +136,7 @@ def small_config(inputs: Path, **train: object) -> Config:
         },
         "swing": {"snapshots": 1, "min_behavior": 1},
         "collab": {"dimensions": 8},
-        "prompt": {"history": 3, "neighbours": 2, "candidates": 2},
+        "prompt": {"history": 3, "neighbours": 2, "candidates": 2, "reason_first": True},
         "reason": {"fraction": 0.05, "shard_rows": 200},
         "student": {
             "bootstrap": {

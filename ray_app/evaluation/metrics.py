@@ -187,6 +187,14 @@ class Coverage(Section):
     precision: float
 
 
+class KindTruth(Section):
+    """Statements about one kind of evidence: how many the forced texts hold, and the share that is true."""
+
+    statements: int
+    forced: float | None
+    raw: float | None
+
+
 class TextSection(Section):
     """Means over the judged explanations."""
 
@@ -199,6 +207,8 @@ class TextSection(Section):
     """Share of statements that the evidence does not contradict."""
     groundedness_raw: float | None = None
     """The same without constrained decoding."""
+    groundedness_kinds: dict[str, KindTruth] = Field(default_factory=dict)
+    """By the kind of evidence that a statement cites first."""
     faithfulness: float | None = None
     """Share of explanations whose cited evidence moves P(yes) more than as much uncited evidence."""
     usr: float | None = None

@@ -60,6 +60,8 @@ class Groundedness:
     grounded: int
     problems: tuple[tuple[int, str], ...]
     """(step number from 0, what is false)."""
+    kinds: dict[str, tuple[int, int]]
+    """Kind of the first evidence cited -> (grounded, statements); those that cite nothing are left out."""
 
     @property
     def share(self) -> float:
@@ -81,7 +83,12 @@ def groundedness(context: Context, steps: Sequence[Step], vocabulary: frozenset[
     ]
     problems = tuple((number, problem) for number, statement in counted for problem in statement.problems)
     grounded = sum(not statement.problems for _, statement in counted)
-    return Groundedness(len(counted), grounded, problems)
+    kinds: dict[str, tuple[int, int]] = {}
+    for _, statement in counted:
+        if statement.cited:
+            true, made = kinds.get(statement.cited[0].kind, (0, 0))
+            kinds[statement.cited[0].kind] = (true + (not statement.problems), made + 1)
+    return Groundedness(len(counted), grounded, problems, kinds)
 
 
 def _factors(context: Context) -> set[tuple[str, str]]:

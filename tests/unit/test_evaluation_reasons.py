@@ -242,3 +242,16 @@ def test_the_same_texts_against_evidence_of_the_opposite_sign_are_judged_false()
         result = groundedness(context.model_copy(update={"evidence": flipped}), steps, VOCABULARY)
         statements, grounded = statements + result.statements, grounded + result.grounded
     assert grounded / statements < 0.01
+
+
+def test_truth_is_counted_by_the_kind_of_evidence_that_is_cited_first():
+    steps = [
+        to_step("The user liked [e1]."),
+        to_step("The user liked [e2], like [e3]."),
+        to_step("Similar users enjoyed [e3]."),
+        to_step("The target is a Comedy."),
+        to_step("So the user would like it."),
+    ]
+    found = groundedness(CONTEXT, steps, VOCABULARY)
+    assert found.kinds == {"history": (1, 2), "neighbour": (1, 1)}
+    assert (found.grounded, found.statements) == (3, 4)

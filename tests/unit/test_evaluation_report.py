@@ -106,6 +106,11 @@ def test_titles_replace_citations_and_are_escaped(page: str):
     assert "62\N{NO-BREAK SPACE}% positive of 21 ratings" in page
 
 
+def test_truth_is_told_by_the_kind_of_evidence(page: str):
+    assert "of it, about history" in page and ".990 (free .910)" in page
+    assert "1.000 (free –)" in page
+
+
 def test_at_most_twenty_samples_are_shown(page: str):
     assert page.count('<article class="sample">') == MAX_SAMPLES == 20
 

@@ -394,19 +394,32 @@ def test_stages_run_once_then_are_skipped_unless_forced(tmp_path, monkeypatch, c
     assert made == ["prepare", "swing", "swing"]
 
 
+def start_a_ray(**variables: str) -> subprocess.CompletedProcess[str]:
+    command = "from pipelines.common import *; cli(lambda: start_ray(load('configs/local.yaml')))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=REPO, env=clean | variables, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
 def test_a_ray_that_does_not_come_up_is_one_line(tmp_path):
     """Its sockets have no place: a path of theirs may have 107 bytes."""
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
-    command = "from pipelines.common import *; cli(lambda: start_ray(load('configs/local.yaml')))"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    found = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=REPO, env=clean | {"RAY_TMPDIR": str(deep)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    found = start_a_ray(RAY_TMPDIR=str(deep))
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith("error: Ray did not start (")
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_one_line(scheme):
+    address = f"{scheme}127.0.0.1:{clusters.free_port()}"
+    found = start_a_ray(RAY_ADDRESS=address)
+    assert found.returncode == 2
+    (line,) = found.stderr.splitlines()
+    assert line.startswith(f"error: RAY_ADDRESS {address} does not answer (")
 
 
 # make
