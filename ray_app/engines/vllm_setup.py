@@ -13,6 +13,8 @@ def prepare(*, in_process: bool) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Of the teacher's form, which a large vocabulary and busy cores make slow. The default is for strangers'.
+    os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "120")
     if in_process:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     _shield_llvmlite()

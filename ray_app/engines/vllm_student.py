@@ -30,7 +30,7 @@ from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
 from ray_app.student.adapters import check_adapters, readable
-from ray_app.student.tokens import Encoded, answer_ids, encode
+from ray_app.student.tokens import answer_ids, encode
 from ray_app.telemetry import ENGINE, Telemetry
 
 T = TypeVar("T")
@@ -54,12 +54,13 @@ class VllmStudent:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.yes, self.no = answer_ids(self.tokenizer)
         with readable(f"the base model {model}"):
-            self._embedding = input_embedding(model)
-        rank = check_adapters(adapters, self._embedding.shape[1])
+            self._nothing = torch.zeros_like(first_embedding(model))
+        hidden = self._nothing.shape[1]
+        rank = check_adapters(adapters, hidden)
         with readable(f"the projector in {bundle.path}"):
             state = torch.load(bundle.path / "projector.pt", weights_only=True)
         widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
-        self._projector = Projector(widths, self._embedding.shape[1]).float()
+        self._projector = Projector(widths, hidden).float()
         self._projector.load_state_dict(state)
         self._projector.eval()
         self._adapters = {
@@ -158,7 +159,7 @@ class VllmStudent:
         self, jobs: list[tuple[str, dict[str, np.ndarray], str, Any]], work: str = ""
     ) -> list[Any]:
         """Outputs in the order of the jobs, counted as this kind of work."""
-        prompts = [self._prompt(text, vectors) for text, vectors, _, _ in jobs]
+        prompts = self._prompts([(text, vectors) for text, vectors, _, _ in jobs])
         futures = []
         for prompt, (_, _, adapter, params) in zip(prompts, jobs, strict=True):
             if adapter not in self._adapters:
@@ -185,30 +186,37 @@ class VllmStudent:
         for kind, count in (("read", tokens - cached), ("cached", cached), ("written", written)):
             self._telemetry.add("rationale_tokens", count, kind=kind)
 
-    def _prompt(self, text: str, vectors: dict[str, np.ndarray]) -> dict[str, Any]:
-        encoded = encode(self.tokenizer, text)
-        if len(encoded.ids) >= self.config.max_model_len:
-            raise PromptTooLongError(
-                f"a prompt has {len(encoded.ids)} tokens, max_model_len is {self.config.max_model_len}: "
-                f"raise it, or lower prompt.history"
-            )
-        soft = set(encoded.soft.values())
-        return {
-            "prompt_embeds": self.embed(encoded, vectors),
-            "prompt_token_ids": encoded.ids,
-            "prompt_is_token_ids": [at not in soft for at in range(len(encoded.ids))],
-        }
-
-    def embed(self, encoded: Encoded, vectors: dict[str, np.ndarray]) -> Any:
-        """[T, H] input embeddings with the soft tokens in place."""
+    def _prompts(self, asked: list[tuple[str, dict[str, np.ndarray]]]) -> list[dict[str, Any]]:
+        """Prompts as vLLM takes them: tokens, with an embedding in the soft places only."""
         import torch
 
-        with torch.no_grad():
-            embeddings = self._embedding[torch.tensor(encoded.ids)].clone()
-            for name, at in encoded.soft.items():
-                value = torch.from_numpy(np.asarray(vectors[name], np.float32))[None]
-                embeddings[at] = self._projector(name, value)[0].to(embeddings.dtype)
-        return embeddings
+        known: dict[str, list[int]] = {}
+        encoded = [encode(self.tokenizer, text, known) for text, _ in asked]
+        longest = max((len(one.ids) for one in encoded), default=0)
+        if longest >= self.config.max_model_len:
+            raise PromptTooLongError(
+                f"a prompt has {longest} tokens, max_model_len is {self.config.max_model_len}: "
+                f"raise it, or lower prompt.history"
+            )
+        prompts = [
+            {
+                "prompt_embeds": self._nothing.repeat(len(one.ids), 1),
+                "prompt_token_ids": one.ids,
+                "prompt_is_token_ids": [True] * len(one.ids),
+            }
+            for one in encoded
+        ]
+        for name in self.widths:
+            places = [(row, one.soft[name]) for row, one in enumerate(encoded) if name in one.soft]
+            if not places:
+                continue
+            values = np.stack([np.asarray(asked[row][1][name], np.float32) for row, _ in places])
+            with torch.no_grad():
+                projected = self._projector(name, torch.from_numpy(values)).to(self._nothing.dtype)
+            for (row, at), value in zip(places, projected, strict=True):
+                prompts[row]["prompt_embeds"][at] = value
+                prompts[row]["prompt_is_token_ids"][at] = False
+        return prompts
 
     def _serve(self) -> None:
         """The engine's thread: take in what has arrived, drop what nobody waits for any more, step, hand out
@@ -272,8 +280,8 @@ def speculation(config: EngineConfig) -> dict[str, Any]:
     return {"speculative_config": guesses}
 
 
-def input_embedding(model: str) -> Any:
-    """The input embedding matrix [V, H] of a model folder or hub name, read without loading the rest."""
+def first_embedding(model: str) -> Any:
+    """The first row [1, H] of the input embeddings of a model folder or hub name, read without the rest."""
     import json
 
     from safetensors import safe_open
@@ -285,7 +293,7 @@ def input_embedding(model: str) -> Any:
         file = json.loads(Path(index).read_text())["weight_map"][name]
     found = cached_file(model, file)
     with safe_open(str(found), framework="pt") as tensors:
-        return tensors.get_tensor(name)
+        return tensors.get_slice(name)[:1]
 
 
 def _settle(future: Future[Any], output: Any) -> None:

@@ -22,8 +22,12 @@ class Encoded:
     soft: dict[str, int]
 
 
-def encode(tokenizer: Any, text: str) -> Encoded:
-    """Tokenize text that may hold soft tokens; each takes one position (its id there is a filler)."""
+def encode(tokenizer: Any, text: str, known: dict[str, list[int]] | None = None) -> Encoded:
+    """Tokenize text that may hold soft tokens; each takes one position (its id there is a filler).
+
+    known: pieces between soft tokens that were tokenized already; new ones are added.
+    """
+    known = {} if known is None else known
     filler = tokenizer.bos_token_id
     ids: list[int] = [tokenizer.bos_token_id]
     soft: dict[str, int] = {}
@@ -32,7 +36,9 @@ def encode(tokenizer: Any, text: str) -> Encoded:
             soft[piece.strip("<|>")] = len(ids)
             ids.append(filler)
         elif piece:
-            ids.extend(tokenizer.encode(piece, add_special_tokens=False))
+            if piece not in known:
+                known[piece] = tokenizer.encode(piece, add_special_tokens=False)
+            ids.extend(known[piece])
     return Encoded(ids, soft)
 
 
