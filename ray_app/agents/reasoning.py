@@ -18,12 +18,10 @@ from ray_app.engines.student import Scoring, StudentEngine, Writing
 from ray_app.prompts.grammar import reasoning_grammar
 from ray_app.prompts.parse import before_conclusion, parse_reasoning
 from ray_app.prompts.student import SECTIONS, decide_prompt, decide_prompts, explain_prompt
+from ray_app.prompts.teacher import TEMPLATES
 from ray_app.records import Context, Verdict
 from ray_app.student.calibration import apply
 from ray_app.student.experts import GLOBAL, Choice
-
-RETRY_TEMPERATURE = 0.7
-"""Reasons are greedy at first; written again, they must be able to come out otherwise."""
 
 
 class ReasoningAgent:
@@ -54,22 +52,22 @@ class ReasoningAgent:
         ]
 
     async def write(self, dossier: Dossier, verdicts: list[Verdict], attempt: int = 0) -> list[Verdict]:
-        """The verdicts with the lead expert's reasons for them.
+        """The verdicts with the lead expert's reasons for them, each attempt in another of the styles that
+        the student has learnt: written again, reasons must be able to come out otherwise.
 
         Cards are forced to be true copies of the evidence; what the sentences say is the student's.
         """
         if not len(dossier):
             return []
         bundle, lead = self._bundle, self.choose(dossier).lead
+        style = TEMPLATES[attempt % len(TEMPLATES)]
         requests = [
             Writing(
-                prompt=explain_prompt(context, verdict.p_yes >= 0.5, bundle.config.prompt),
+                prompt=explain_prompt(context, verdict.p_yes >= 0.5, bundle.config.prompt, style),
                 vectors=_vectors(dossier, at),
                 adapter=lead,
                 grammar=reasoning_grammar(context, verdict.p_yes >= 0.5),
                 max_tokens=bundle.config.serve.reasoning_tokens,
-                temperature=RETRY_TEMPERATURE if attempt else 0.0,
-                seed=attempt,
             )
             for at, (context, verdict) in enumerate(zip(dossier.contexts, verdicts, strict=True))
         ]

@@ -35,8 +35,6 @@ class Writing:
     grammar: str
     """EBNF that the text must match (`prompts.grammar`), or empty for free text."""
     max_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
 
 
 class StudentEngine(Protocol):
@@ -47,7 +45,7 @@ class StudentEngine(Protocol):
         ...
 
     async def write(self, requests: list[Writing]) -> list[str]:
-        """The texts, in order."""
+        """The likeliest texts, in order."""
         ...
 
     async def healthy(self) -> None:

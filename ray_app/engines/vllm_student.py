@@ -125,9 +125,8 @@ class VllmStudent:
         for request in requests:
             forced = StructuredOutputsParams(grammar=request.grammar) if request.grammar else None
             params = SamplingParams(
-                temperature=request.temperature,
+                temperature=0,
                 max_tokens=request.max_tokens,
-                seed=request.seed,
                 structured_outputs=forced,
                 stop_token_ids=[self.tokenizer.eos_token_id],
                 skip_special_tokens=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray_app.collab.evidence import NO_PEERS
 from ray_app.data.store import Store
 from ray_app.errors import DataError, NotFoundError
 from ray_app.prompts.student import decide_prompt, decide_prompts
+from ray_app.prompts.teacher import TEMPLATES
 from ray_app.records import Interaction, Item
 from ray_app.student import calibration
 from tests.bundles import START, LinearStudent, store_url
@@ -224,6 +226,17 @@ class TestReasoning:
         assert {request.adapter for request in student.written} == {agent.choose(dossier).lead}
         assert all(request.grammar for request in student.written)
         assert all(verdict.reasoning[0].citations for verdict in verdicts)
+
+    def test_reasons_written_again_are_in_another_style(self, bundle, slate, dossier):
+        student = LinearStudent()
+        agent = ReasoningAgent(bundle, student)
+        for attempt in range(3):
+            run(agent.write(dossier, run(agent.decide(slate)), attempt))
+        prompts = [request.prompt for request in student.written]
+        styles = [re.search(r"\nStyle: (\w+)", prompt).group(1) for prompt in prompts]
+        assert styles == [style for style in TEMPLATES[:3] for _ in range(len(dossier))]
+        told = {prompt.replace(f"Style: {style}", "") for prompt, style in zip(prompts, styles, strict=True)}
+        assert len(told) == len(dossier)
 
     def test_a_second_look_leaves_sections_out_and_asks_another_expert(self, bundle, slate, dossier):
         agent = ReasoningAgent(bundle, LinearStudent())
