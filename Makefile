@@ -33,7 +33,7 @@ monitor: setup ## Start Prometheus on what is up, and say where its pages are
 	@$(VENV)/python -m pipelines.monitor up
 
 test: lint ## Run lint and the suite, all but what is marked heavy
-	@$(IN) python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(IN) python -m pytest $(ARGS)
 
 test-fast: setup ## Run the tests that need neither Ray nor an engine
 	@$(IN) python -m pytest -m 'not slow and not heavy and not gpu' $(ARGS)

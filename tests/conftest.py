@@ -25,15 +25,6 @@ NEEDED = ("PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR", "HF_HUB_OFFLINE", "
 os.environ.update({name: value for name, value in environment(ROOT).items() if name in NEEDED})
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `make test`, which runs two groups at a time: what needs Ray shares one session, and a file's
-    tests share its fixtures."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("slow") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 class SmallRun(NamedTuple):
     """A run whose stages up to `mix` are finished, the config it was made with, and the files it read."""
 
