@@ -323,16 +323,20 @@ class TrainConfig(Section):
         return self
 
 
+STUDENT_ENGINE = EngineConfig(
+    kind="vllm",
+    model="bundle",
+    dtype="float32",
+    kv_cache_mb=96,
+    eager=True,
+    max_model_len=768,
+    speculative_tokens=16,
+)
+"""A bundle's student on a CPU: what evaluates it is what serves it."""
+
+
 class EvaluateConfig(Section):
-    engine: EngineConfig = EngineConfig(
-        kind="vllm",
-        model="bundle",
-        dtype="float32",
-        kv_cache_mb=96,
-        eager=True,
-        max_model_len=768,
-        speculative_tokens=16,
-    )
+    engine: EngineConfig = STUDENT_ENGINE
     k: list[int] = Field(default_factory=lambda: [5, 10, 20])
     rows: int = Field(default=10000, ge=10)
     """Test rows the student scores; whole users, seeded."""
@@ -362,15 +366,7 @@ class GateConfig(Section):
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    engine: EngineConfig = EngineConfig(
-        kind="vllm",
-        model="bundle",
-        dtype="float32",
-        kv_cache_mb=96,
-        eager=True,
-        max_model_len=768,
-        speculative_tokens=16,
-    )
+    engine: EngineConfig = STUDENT_ENGINE
     gate: GateConfig = GateConfig()
     store: str | None = None
     """SQLAlchemy URL; null uses SQLite inside the run folder."""

@@ -6,6 +6,7 @@ P(yes) = calibration of the chosen name (logit)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -59,18 +60,9 @@ class ReasoningAgent:
         """
         if not len(dossier):
             return []
-        bundle, lead = self._bundle, self.choose(dossier).lead
         style = TEMPLATES[attempt % len(TEMPLATES)]
-        requests = [
-            Writing(
-                prompt=explain_prompt(context, verdict.p_yes >= 0.5, bundle.config.prompt, style),
-                vectors=_vectors(dossier, at),
-                adapter=lead,
-                grammar=reasoning_grammar(context, verdict.p_yes >= 0.5),
-                max_tokens=bundle.config.serve.reasoning_tokens,
-            )
-            for at, (context, verdict) in enumerate(zip(dossier.contexts, verdicts, strict=True))
-        ]
+        answers = [verdict.p_yes >= 0.5 for verdict in verdicts]
+        requests = self._requests(dossier, answers, self.choose(dossier).lead, style)
         texts = await self._engine.write(requests)
         reasons = ([step for _, step in parse_reasoning(text).steps] for text in texts)
         return [
@@ -108,17 +100,7 @@ class ReasoningAgent:
     async def _reason_first(self, dossier: Dossier, lead: str) -> list[float | None]:
         """P(yes) at the end of reasons that the lead expert writes without an answer; None where it comes to
         no end."""
-        bundle = self._bundle
-        requests = [
-            Writing(
-                prompt=explain_prompt(context, None, bundle.config.prompt),
-                vectors=_vectors(dossier, at),
-                adapter=lead,
-                grammar=reasoning_grammar(context, None),
-                max_tokens=bundle.config.serve.reasoning_tokens,
-            )
-            for at, context in enumerate(dossier.contexts)
-        ]
+        requests = self._requests(dossier, [None] * len(dossier), lead, TEMPLATES[0])
         texts = await self._engine.write(requests)
         found: list[float | None] = [None] * len(dossier)
         ended = [(at, text) for at, whole in enumerate(texts) if (text := before_conclusion(whole))]
@@ -127,8 +109,24 @@ class ReasoningAgent:
                 [Scoring(requests[at].prompt + text, requests[at].vectors, lead) for at, text in ended]
             )
             for (at, _), logit in zip(ended, logits, strict=True):
-                found[at] = apply(bundle.calibration, lead, float(logit))
+                found[at] = apply(self._bundle.calibration, lead, float(logit))
         return found
+
+    def _requests(
+        self, dossier: Dossier, answers: Sequence[bool | None], lead: str, style: str
+    ) -> list[Writing]:
+        """What has the lead expert write reasons for these answers, or towards one where it is None."""
+        config = self._bundle.config
+        return [
+            Writing(
+                prompt=explain_prompt(context, answer, config.prompt, style),
+                vectors=_vectors(dossier, at),
+                adapter=lead,
+                grammar=reasoning_grammar(context, answer),
+                max_tokens=config.serve.reasoning_tokens,
+            )
+            for at, (context, answer) in enumerate(zip(dossier.contexts, answers, strict=True))
+        ]
 
     async def rethink(self, dossier: Dossier, others: Dossier) -> list[float]:
         """P(yes) of the same items from what would be known otherwise, in one call of the engine.

@@ -200,4 +200,4 @@ class Proposer:
         return self._book.guess(tokens[:start], text, min(self._at_once, self._longest - len(tokens) - 1))
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to load."""
+        """Nothing to load; vLLM's CPU runner asks all the same."""
