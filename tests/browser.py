@@ -26,7 +26,8 @@ def chromium() -> str | None:
 
 
 class Page:
-    """One page; `faults` collects what its console or its scripts complain about."""
+    """One page; `faults` collects what its console or its scripts complain about, but for complaints with a
+    text of `provoked`: the console may tell of an answer after the page shows it."""
 
     def __init__(self, profile: Path, width: int = 1200, height: int = 1000):
         program = chromium()
@@ -39,6 +40,7 @@ class Page:
         self._socket = connect(address, max_size=None, proxy=None).__enter__()
         self._next = 0
         self.faults: list[str] = []
+        self.provoked: set[str] = set()
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
         self.resize(width, height)
@@ -57,12 +59,21 @@ class Page:
         while True:
             message = json.loads(self._socket.recv(timeout=20))
             if message.get("method") == "Runtime.exceptionThrown":
-                self.faults.append(message["params"]["exceptionDetails"]["text"])
+                self._complain(message["params"]["exceptionDetails"]["text"])
             if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
-                self.faults.append(message["params"]["entry"]["text"])
+                self._complain(message["params"]["entry"]["text"])
             if message.get("id") == self._next:
                 assert "error" not in message, message
                 return message["result"]
+
+    def _complain(self, text: str) -> None:
+        if not any(one in text for one in self.provoked):
+            self.faults.append(text)
+
+    def forget(self) -> None:
+        """Forget all faults, and what was provoked."""
+        self.faults.clear()
+        self.provoked.clear()
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}

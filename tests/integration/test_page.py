@@ -55,7 +55,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.fixture
 def page(browser: Page, address: str) -> Iterator[Page]:
     """The page with user u3's recommendations."""
-    browser.faults.clear()
+    browser.forget()
     browser.resize(1200, 1000)
     browser.open("about:blank")
     browser.open(f"{address}/#u3")
@@ -113,10 +113,10 @@ def test_any_title_can_be_asked_about(page):
 
 
 def test_an_unknown_user_is_told_and_can_be_corrected(page):
+    page.provoked.add("404")
     page.run("document.querySelector('#user').value = 'nobody'")
     page.run("document.querySelector('#chooser').requestSubmit()")
     page.until("document.querySelector('#status.error')?.textContent.includes(\"'nobody' does not exist\")")
-    page.faults.clear()  # the console reports the 404
     assert page.run(CARDS) == 0
     assert page.run("document.querySelector('#history').hidden"), "nobody's history is not u3's"
 
@@ -226,12 +226,14 @@ def test_the_report_opens_in_its_own_styles(page, address):
     page.until("document.querySelector('a[href=\"/v1/run/report\"]')")
     page.run("document.querySelector('a[href=\"/v1/run/report\"]').click()")
     page.until("location.pathname === '/v1/run/report' && document.querySelector('h1')")
-    assert page.run("getComputedStyle(document.querySelector('h1')).fontWeight") == "600"
+    page.until("getComputedStyle(document.querySelector('h1')).fontWeight === '600'")
 
 
 def test_the_second_view_asks_for_a_key_and_then_shows_its_plots(browser, tmp_path):
     secret, line = make("page")
     with served(page_server(tmp_path, Keys(line, "the test"))) as address:
+        browser.forget()
+        browser.provoked.add("401")
         browser.open(f"{address}/run")
         browser.until("!document.querySelector('#door').hidden")
         assert "no API key" in browser.run("document.querySelector('#status').textContent")
@@ -239,4 +241,3 @@ def test_the_second_view_asks_for_a_key_and_then_shows_its_plots(browser, tmp_pa
         browser.type(secret)
         browser.run("document.querySelector('#door').requestSubmit()")
         browser.until(f"document.querySelectorAll('figure').length && {DRAWN}")
-    browser.faults.clear()  # the console reports the 401
