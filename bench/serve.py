@@ -4,8 +4,10 @@
 
 *Bare* is the same student in this process given the same calls that a request leads to (decide, write, look
 again, decide without the evidence) and nothing else: no agents, no Ray, no HTTP. *Graph* is the whole service
-over HTTP. Single requests alternate between the two, so that both see the same machine; at saturation
-each has `--at-once` requests at work. Overload is open-loop, at twice the graph's own throughput.
+over HTTP. Both start anew and answer other users first, since an engine keeps prefixes and learns to guess:
+nothing that is measured was seen before. Single requests alternate between the two, so that both see the same
+machine; at saturation each has `--at-once` requests at work. Overload is open-loop, at twice the graph's own
+throughput.
 """
 
 from __future__ import annotations
@@ -93,23 +95,28 @@ def main() -> None:
 
 def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
     users = [name for name, n in zip(bundle.user_codes, np.diff(bundle.histories.indptr), strict=True) if n]
-    users = np.random.default_rng(0).permutation(users)[: options.users].tolist()
+    half = min(options.users, len(users) // 2)
+    first, users = np.random.default_rng(0).permutation(users)[: 2 * half].reshape(2, half).tolist()
     progress = Console(stderr=True)
     progress.log("the service starts")
     with service(bundle, store) as client:
         idle = idle_memory()
-        progress.log(f"ready; {len(users)} users, bare engine beside the graph, one request at a time")
+        progress.log(f"ready; noting what the engine is asked for {2 * len(users)} users")
         engine = VllmStudent(bundle, bundle.config.serve.engine)
-        calls = recorded(bundle, store, engine, users)
-        bare, graph, over = [], [], []
-        for user in users:
+        calls = recorded(bundle, store, engine, [*first, *users])
+        engine.close()
+        progress.log(f"bare engine beside the graph, one request at a time, {len(first)} users to warm up")
+        engine = VllmStudent(bundle, bundle.config.serve.engine)
+        bare, graph, steps = [], [], []
+        for user in [*first, *users]:
             began = time.perf_counter()
             asyncio.run(replay(engine, calls[user]))
             bare.append(1000 * (time.perf_counter() - began))
             began = time.perf_counter()
             answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
             graph.append(1000 * (time.perf_counter() - began))
-            over.append(beyond_scoring(answer.json()["trail"]["steps"]))
+            steps.append(spent(answer.json()["trail"]["steps"]))
+        bare, graph, steps = bare[len(first) :], graph[len(first) :], steps[len(first) :]
         progress.log(f"saturation, {options.at_once} requests at once")
         bare_rate = asyncio.run(saturated(lambda user: replay(engine, calls[user]), users, options.at_once))
         engine.close()
@@ -132,7 +139,10 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
         "bare engine at saturation, answers/s": bare_rate,
         "graph at saturation, answers/s": graph_rate,
         "graph / bare at saturation": graph_rate / bare_rate,
-        "all after scoring / scoring, p50": statistics.median(over),
+        "all after scoring / scoring, p50": statistics.median(beyond_scoring(one) for one in steps),
+        "p50 ms of an answer in": {
+            work: round(statistics.median(one[work] for one in steps), 1) for work in steps[0]
+        },
         "memory, idle": idle,
         "overload": overload(samples),
     }
@@ -199,13 +209,18 @@ async def saturated_over_http(base: str, users: Sequence[str], at_once: int, dea
         return await saturated(work, users, at_once)
 
 
-def beyond_scoring(steps: list[dict[str, Any]]) -> float:
-    """Milliseconds of reasons, reflection and explanation over those of scoring all candidates."""
-    spent = Counter()
+def spent(steps: list[dict[str, Any]]) -> Counter[str]:
+    """Milliseconds of an answer by kind of work."""
+    found: Counter[str] = Counter()
     for step in steps:
-        spent[step["work"]] += step["ms"]
+        found[step["work"]] += step["ms"]
+    return found
+
+
+def beyond_scoring(ms: Counter[str]) -> float:
+    """Time of reasons, reflection and explanation over that of scoring all candidates."""
     first = ("fetch", "propose", "assemble", "decide")
-    return sum(ms for work, ms in spent.items() if work not in first) / spent["decide"]
+    return sum(value for work, value in ms.items() if work not in first) / ms["decide"]
 
 
 def idle_memory() -> dict[str, float]:

@@ -30,7 +30,8 @@ from ray_app.config import RayConfig
 from ray_app.errors import ConfigError, LaunchError
 
 STATE = "cluster.json"
-START_S = 60.0
+START_S = 180.0
+"""Until the head answers: seconds on a machine with nothing else to do, over a minute on one with much."""
 HOST = "127.0.0.1"
 
 

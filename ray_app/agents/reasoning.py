@@ -6,6 +6,7 @@ P(yes) = calibration of the chosen name (logit)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -85,8 +86,10 @@ class ReasoningAgent:
             for left_out in combinations(SECTIONS, round)
             if (prompt := self._prompt(dossier.contexts[at], left_out)) != whole[at]
         ]
-        again = await self._blend(dossier, [(at, prompt) for at, _, prompt in looks], choice.weights)
-        others = await self._blend(dossier, list(enumerate(whole)), {segment: 1.0}) if segment else []
+        again, others = await asyncio.gather(
+            self._blend(dossier, [(at, prompt) for at, _, prompt in looks], choice.weights),
+            self._blend(dossier, list(enumerate(whole)) if segment else [], {segment: 1.0}),
+        )
         found = [SecondLook({}, {}, float(p)) for p in self._bundle.trees.p_yes(dossier.vectors)]
         for (at, name, _), logit in zip(looks, again, strict=True):
             found[at].without[name] = apply(self._bundle.calibration, choice.name, float(logit))
