@@ -2,6 +2,7 @@
 
 serve run configs/serve/local.yaml          (in the foreground, on a cluster of its own)
 serve deploy configs/serve/production.yaml  (on a running cluster)
+serve build serve.app:app                   (prints a config file with every deployment's options)
 """
 
 from __future__ import annotations
@@ -98,6 +99,15 @@ def build(args: dict[str, str]) -> Application:
     found = settings(args)
     check_hosts([found.config.serve.host], Keys.of(os.environ))
     return application(found, vllm_student)
+
+
+def __getattr__(name: str) -> Application:
+    """`app`: the application of the default run, or of RATIONALE_CONFIG and RATIONALE_RUN, for tools that
+    want one by name."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    config = os.environ.get("RATIONALE_CONFIG", "configs/local.yaml")
+    return build({"config": config, "run": os.environ.get("RATIONALE_RUN", "runs/local")})
 
 
 def listening() -> str:

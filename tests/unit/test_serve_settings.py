@@ -63,6 +63,30 @@ def test_shipped_files_are_valid_and_name_real_deployments(served):
     assert {deployment.name for deployment in application.deployments} <= agents
 
 
+def test_shipped_files_are_read_where_our_code_is_not(served, tmp_path):
+    """By the dashboard of a cluster's head."""
+    (tmp_path / "served.yaml").write_text(yaml.safe_dump(served))
+    read = "import yaml; from ray.serve.schema import ServeDeploySchema as S; "
+    read += "S.model_validate(yaml.safe_load(open('served.yaml')))"
+    subprocess.run([sys.executable, "-c", read], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_serve_builds_a_file_from_the_application(tmp_path):
+    names = {"RATIONALE_RUN": str(tmp_path / "run")}
+    command = [
+        str(Path(sys.executable).parent / "serve"),
+        "build",
+        "serve.app:app",
+        "-o",
+        f"{tmp_path}/o.yaml",
+    ]
+    subprocess.run(command, cwd=ROOT, env=os.environ | names, check=True, timeout=120)
+    (application,) = yaml.safe_load((tmp_path / "o.yaml").read_text())["applications"]
+    assert application["import_path"] == "serve.app:app"
+    agents = {"Ingress", "Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"}
+    assert {deployment["name"] for deployment in application["deployments"]} == agents
+
+
 def test_the_local_file_stays_on_loopback():
     served = yaml.safe_load((ROOT / "configs" / "serve" / "local.yaml").read_text())
     assert served["http_options"]["host"] == "127.0.0.1"
