@@ -240,7 +240,7 @@ class BootstrapConfig(Section):
     answer_passes: int = Field(default=1, ge=1)
     """Passes over all training rows as short Yes/No prompts; the mix is shown once among them, since a small
     model soon knows long prompts by heart."""
-    language_epochs: float = Field(default=2.0, gt=0)
+    language_epochs: float = Field(default=5.0, gt=0)
     """Passes over the reasoning rows before that: text takes longer to learn than answers."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Of AdamW, for embeddings, norms and the projector."""
@@ -268,7 +268,7 @@ class StudentConfig(Section):
     soft_vectors: Literal["statistics", "all"] = "statistics"
     """What of the collaborative vectors the projector reads: their leading statistics, or the content and
     latent parts too, which some ten thousand rows are too few to learn from."""
-    projector_dropout: float = Field(default=0.0, ge=0, lt=1)
+    projector_dropout: float = Field(default=0.1, ge=0, lt=1)
     """On the collaborative vectors and inside the projector, in training."""
     max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -288,14 +288,15 @@ class TrainConfig(Section):
     threads: int = Field(default=2, ge=1)
     """torch threads per worker on CPU."""
     deepspeed: str = "configs/deepspeed/zero2.json"
-    batch_tokens: int = Field(default=8192, ge=64)
-    """Tokens per optimizer step and worker: batches are bucketed by length."""
+    batch_tokens: int = Field(default=1024, ge=64)
+    """Tokens per optimizer step and worker: batches are bucketed by length. A student made here needs many
+    small steps; a large base on a GPU takes 8192."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes of the global adapter over the mix."""
-    expert_epochs: float = Field(default=1.0, gt=0)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    expert_epochs: float = Field(default=0.3, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
     """Of the adapters; experts take half of it."""
-    projector_learning_rate: float = Field(default=2e-3, gt=0)
+    projector_learning_rate: float = Field(default=5e-4, gt=0)
     """Of the projector, beside the global adapter. It reads numbers only, so it bears more than text does."""
     weight_decay: float = Field(default=0.1, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)

@@ -2,10 +2,13 @@
 
 Each sentence is checked against the evidence it cites by the program that checked the teacher's
 (`teacher.verification`). One that fails is written anew from the evidence and counted; before the text
-leaves, the same program decides whether the reasons lead to the decision.
+leaves, the same program decides whether the reasons lead to the decision; reasons that do not are told from
+the evidence instead.
 """
 
 from __future__ import annotations
+
+import re
 
 from ray_app.agents.interface import Detail, Dossier
 from ray_app.agents.wording import fact, shown
@@ -17,6 +20,9 @@ from ray_app.teacher.verification import bare, check, conclusion, step_problem
 
 SENTENCES = {"brief": 1, "standard": 3, "detailed": 8}
 STYLE = STYLES["plain"]
+CONCLUSION = 30
+"""Words of a conclusion at most."""
+_STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2}", re.IGNORECASE)
 
 
 class ExplanationAgent:
@@ -41,26 +47,30 @@ def explain(context: Context, verdict: Verdict, detail: Detail) -> Explanation:
         alone = Step(text=text, citations=[])
         return Explanation(text=text, detail=detail, sentences=[alone], coherent=True)
     reasons, close = _parted(verdict.reasoning, context, answer)
-    held, rewritten = _held(context, reasons, answer)
-    selected = _selected(held, context, answer, SENTENCES[detail])
-    if close and detail != "brief" and any(_supports(step, context, answer) for step in selected):
-        steps = [*selected, close]
-    else:
-        steps = _concluded(selected, context, answer)
+    # What does not lead to the decision loses its conclusion, then makes way for the evidence's own words.
+    for kept, end in ((reasons, close), (reasons, None), ([], None)):
+        held, rewritten = _held(context, kept, answer)
+        selected = _selected(held, context, answer, SENTENCES[detail])
+        if end and detail != "brief" and any(_supports(step, context, answer) for step in selected):
+            steps = [*selected, end]
+        else:
+            steps = _concluded(selected, context, answer)
+        if coherent := check(Parsed(answer, steps), context, answer).accepted:
+            break
     sentences = [Step(text=shown(step.text, context), citations=step.citations) for step in steps]
     text = " ".join(step.text for step in sentences)
     if detail == "detailed":
         facts = [f"- {fact(entry)}" for entry in context.evidence]
         text = "\n".join([text, "Evidence:", *facts])
-    coherent = check(Parsed(answer, steps), context, answer).accepted
     return Explanation(text=text, detail=detail, sentences=sentences, coherent=coherent, rewritten=rewritten)
 
 
 def _parted(steps: list[Step], context: Context, answer: bool) -> tuple[list[Step], Step | None]:
-    """The reasons, and the bare conclusion after them if it is the decision's."""
+    """The reasons, and the bare conclusion after them if it is the decision's and one plain sentence."""
     if not bare(steps[-1:], context):
         return steps, None
-    return steps[:-1], steps[-1] if conclusion(steps) == answer else None
+    fit = conclusion(steps) == answer and len(steps[-1].text.split()) <= CONCLUSION
+    return steps[:-1], steps[-1] if fit and not stutters(steps[-1].text) else None
 
 
 def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[Step], int]:
@@ -102,7 +112,13 @@ def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[S
 def holds(step: Step, context: Context, answer: bool) -> bool:
     """Whether every claim of a step is true and it does not forecast the opposite of the decision."""
     forecast = conclusion([step])
-    return not step_problem(step, context) and (forecast is None or forecast == answer)
+    fit = forecast is None or forecast == answer
+    return fit and not stutters(step.text) and not step_problem(step, context)
+
+
+def stutters(text: str) -> bool:
+    """Whether a word stands three times in a row, as a model's does that has lost its thread."""
+    return _STUTTER.search(text) is not None
 
 
 def _written(entry: Evidence, answer: bool, first: bool) -> Step:

@@ -64,6 +64,27 @@ def test_the_students_conclusion_is_kept_if_it_is_the_decisions():
     assert explain(usual(), verdict(0.8, *reasons), "brief").text.count(".") == 1
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "The user would enjoy it." + " Yes" * 150,
+        "The user would enjoy it. Yes Yes Yes.",
+        "So" + " so" * 40 + " the user would enjoy it.",
+    ],
+)
+def test_a_model_that_has_lost_its_thread_is_not_shown(lost):
+    made = explain(usual(), verdict(0.8, "The user liked [e1].", lost), "standard")
+    assert made.text == "You liked “Title e1”, so overall you would like it."
+    assert made.coherent
+
+
+def test_reasons_that_go_on_and_on_are_told_from_the_evidence():
+    step = "The user liked [e1] " + "and it was a film of that year " * 25
+    made = explain(usual(), verdict(0.8, step), "standard")
+    assert made.coherent and made.rewritten == len(made.sentences)
+    assert "film of that year" not in made.text
+
+
 def test_without_reasons_the_evidence_is_told():
     made = explain(usual(), verdict(0.8), "standard")
     assert (len(made.sentences), made.rewritten, made.coherent) == (3, 3, True)
@@ -195,11 +216,16 @@ def test_every_phrase_of_the_writer_reads_as_english():
         assert made[0].isupper() or made[0] == "“"
 
 
+WRITTEN = st.text(max_size=60) | st.sampled_from(["The user liked [e1].", "The user would like it.", "No No"])
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     contexts(),
     st.floats(0, 1),
-    st.lists(st.text(max_size=60), max_size=3),
+    st.lists(
+        st.builds(lambda text, times: " ".join([text] * times), WRITTEN, st.integers(1, 60)), max_size=3
+    ),
     st.sampled_from(DETAILS),
 )
 def test_whatever_the_student_writes_the_explanation_is_coherent(made, p, texts, detail):
