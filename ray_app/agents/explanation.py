@@ -22,7 +22,7 @@ SENTENCES = {"brief": 1, "standard": 3, "detailed": 8}
 STYLE = STYLES["plain"]
 CONCLUSION = 30
 """Words of a conclusion at most."""
-_STUTTER = re.compile(r"\b(\w+)(?:\W+\1\b){2}", re.IGNORECASE)
+_RAMBLE = re.compile(r"\b(\w+)(?:\W+\1\b){2}|\b(?:but|and|that|which|shares|has)\W*$", re.IGNORECASE)
 
 
 class ExplanationAgent:
@@ -70,7 +70,7 @@ def _parted(steps: list[Step], context: Context, answer: bool) -> tuple[list[Ste
     if not bare(steps[-1:], context):
         return steps, None
     fit = conclusion(steps) == answer and len(steps[-1].text.split()) <= CONCLUSION
-    return steps[:-1], steps[-1] if fit and not stutters(steps[-1].text) else None
+    return steps[:-1], steps[-1] if fit and not rambles(steps[-1].text) else None
 
 
 def _held(context: Context, reasoning: list[Step], answer: bool) -> tuple[list[Step], int]:
@@ -113,12 +113,12 @@ def holds(step: Step, context: Context, answer: bool) -> bool:
     """Whether every claim of a step is true and it does not forecast the opposite of the decision."""
     forecast = conclusion([step])
     fit = forecast is None or forecast == answer
-    return fit and not stutters(step.text) and not step_problem(step, context)
+    return fit and not rambles(step.text) and not step_problem(step, context)
 
 
-def stutters(text: str) -> bool:
-    """Whether a word stands three times in a row, as a model's does that has lost its thread."""
-    return _STUTTER.search(text) is not None
+def rambles(text: str) -> bool:
+    """Whether a model has lost its thread: a word three times in a row, or an end on "but"."""
+    return _RAMBLE.search(text) is not None
 
 
 def _written(entry: Evidence, answer: bool, first: bool) -> Step:
