@@ -8,11 +8,6 @@ ARGS ?=
 VENV := .venv/bin
 IN := $(VENV)/python -m pipelines.env
 
-SHELL := bash
-.SHELLFLAGS := -o pipefail -c
-# Of two suites side by side, whole lines: `make test` gives LINES.
-LINES :=
-
 .DEFAULT_GOAL := help
 .PHONY: help setup run stop status monitor test test-fast test-slow test-heavy lint fmt clean
 
@@ -38,17 +33,13 @@ monitor: setup ## Start Prometheus on what is up, and say where its pages are
 	@$(VENV)/python -m pipelines.monitor up
 
 test: lint ## Run lint and the suite, all but what is marked heavy
-ifdef ARGS
 	@$(IN) python -m pytest $(ARGS)
-else
-	@$(MAKE) --no-print-directory --jobs=2 test-fast test-slow LINES="| sed -u ''"
-endif
 
 test-fast: setup ## Run the tests that need neither Ray nor an engine
-	@$(IN) python -m pytest -m 'not slow and not heavy and not gpu' $(ARGS) $(LINES)
+	@$(IN) python -m pytest -m 'not slow and not heavy and not gpu' $(ARGS)
 
 test-slow: setup ## Run the tests that do
-	@$(IN) python -m pytest -m 'slow and not heavy' $(ARGS) $(LINES)
+	@$(IN) python -m pytest -m 'slow and not heavy' $(ARGS)
 
 test-heavy: setup ## Run minutes of real faults: nodes killed, servers overloaded, disks full
 	@$(IN) python -m pytest -m heavy $(ARGS)
