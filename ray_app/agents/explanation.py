@@ -48,7 +48,8 @@ def explain(context: Context, verdict: Verdict, detail: Detail) -> Explanation:
         return Explanation(text=text, detail=detail, sentences=[alone], coherent=True)
     reasons, close = _parted(verdict.reasoning, context, answer)
     # What does not lead to the decision loses its conclusion, then makes way for the evidence's own words.
-    for kept, end in ((reasons, close), (reasons, None), ([], None)):
+    without = [(reasons, None)] if close else []
+    for kept, end in ((reasons, close), *without, ([], None)):
         held, rewritten = _held(context, kept, answer)
         selected = _selected(held, context, answer, SENTENCES[detail])
         if end and detail != "brief" and any(_supports(step, context, answer) for step in selected):
@@ -117,7 +118,7 @@ def holds(step: Step, context: Context, answer: bool) -> bool:
 
 
 def rambles(text: str) -> bool:
-    """Whether a model has lost its thread: a word three times in a row, or an end on "but"."""
+    """Whether a model has lost its thread: a word three times in a row, or an end that wants more."""
     return _RAMBLE.search(text) is not None
 
 

@@ -18,6 +18,7 @@ from serve.settings import settings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "local.yaml")
+AGENTS = {"Ingress", "Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"}
 
 
 def test_bundle_and_store_lie_in_the_run(tmp_path):
@@ -59,8 +60,7 @@ def test_shipped_files_are_valid_and_name_real_deployments(served):
     (application,) = schema.applications
     assert application.import_path == f"{app.__name__}:{app.build.__name__}"
     assert set(application.args) <= {"config", "run", "bundle"}
-    agents = {"Ingress", "Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"}
-    assert {deployment.name for deployment in application.deployments} <= agents
+    assert {deployment.name for deployment in application.deployments} <= AGENTS
 
 
 def test_shipped_files_are_read_where_our_code_is_not(served, tmp_path):
@@ -83,8 +83,7 @@ def test_serve_builds_a_file_from_the_application(tmp_path):
     subprocess.run(command, cwd=ROOT, env=os.environ | names, check=True, timeout=120)
     (application,) = yaml.safe_load((tmp_path / "o.yaml").read_text())["applications"]
     assert application["import_path"] == "serve.app:app"
-    agents = {"Ingress", "Retrieval", "Swing", "Reasoning", "Reflection", "Explanation"}
-    assert {deployment["name"] for deployment in application["deployments"]} == agents
+    assert {deployment["name"] for deployment in application["deployments"]} == AGENTS
 
 
 def test_the_local_file_stays_on_loopback():
