@@ -4,16 +4,17 @@
 
 *Bare* is the same student in this process given the same calls that a request leads to (decide, write, look
 again, decide without the evidence) and nothing else: no agents, no Ray, no HTTP. *Graph* is the whole service
-over HTTP. Both start anew and answer other users first, since an engine keeps prefixes and learns to guess:
-nothing that is measured was seen before. Single requests alternate between the two, so that both see the same
-machine; at saturation each has `--at-once` requests at work. Overload is open-loop, at twice the graph's own
-throughput.
+over HTTP. Both have as many CPU threads for the model, start anew and answer other users first, since an engine
+keeps prefixes and learns to guess: nothing that is measured was seen before. Single requests alternate between
+the two, so that both see the same machine; at saturation each has `--at-once` requests at work. Overload is
+open-loop, at twice the graph's own throughput.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--bundle", help="a bundle's folder with store.sqlite beside it, instead of a run")
     arguments.add_argument("--users", type=int, default=24)
+    arguments.add_argument("--threads", type=int, help="of the model's arithmetic, in place of the config's")
     arguments.add_argument("--at-once", type=int, default=8)
     arguments.add_argument("--seconds", type=float, default=60.0, help="of overload")
     arguments.add_argument("--json")
@@ -95,33 +98,39 @@ def main() -> None:
 
 def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
     users = [name for name, n in zip(bundle.user_codes, np.diff(bundle.histories.indptr), strict=True) if n]
-    half = min(options.users, len(users) // 2)
-    first, users = np.random.default_rng(0).permutation(users)[: 2 * half].reshape(2, half).tolist()
+    third = min(options.users, len(users) // 3)
+    first, users, traced = np.random.default_rng(0).permutation(users)[: 3 * third].reshape(3, third).tolist()
+    serve = bundle.config.serve
+    if options.threads:
+        serve = serve.model_copy(update={"reasoning_threads": options.threads})
+    bundle = replace(bundle, config=bundle.config.model_copy(update={"serve": serve}))
     progress = Console(stderr=True)
     progress.log("the service starts")
     with service(bundle, store) as client:
         idle = idle_memory()
-        progress.log(f"ready; noting what the engine is asked for {2 * len(users)} users")
+        progress.log(f"ready; noting what the engine is asked for {2 * third} users")
+        os.environ["OMP_NUM_THREADS"] = str(serve.reasoning_threads)  # read where PyTorch loads: now
         engine = VllmStudent(bundle, bundle.config.serve.engine)
         calls = recorded(bundle, store, engine, [*first, *users])
         engine.close()
-        progress.log(f"bare engine beside the graph, one request at a time, {len(first)} users to warm up")
+        progress.log(f"bare engine beside the graph, one request at a time, {third} users to warm up")
         engine = VllmStudent(bundle, bundle.config.serve.engine)
-        bare, graph, steps = [], [], []
+        bare, graph = [], []
         for user in [*first, *users]:
             began = time.perf_counter()
             asyncio.run(replay(engine, calls[user]))
             bare.append(1000 * (time.perf_counter() - began))
             began = time.perf_counter()
-            answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
+            client.post("/v1/recommendations", json={"user_id": user, "k": K}).raise_for_status()
             graph.append(1000 * (time.perf_counter() - began))
-            steps.append(spent(answer.json()["trail"]["steps"]))
-        bare, graph, steps = bare[len(first) :], graph[len(first) :], steps[len(first) :]
+        bare, graph = bare[third:], graph[third:]
+        steps = [steps_of(client, user) for user in traced]
         progress.log(f"saturation, {options.at_once} requests at once")
         bare_rate = asyncio.run(saturated(lambda user: replay(engine, calls[user]), users, options.at_once))
         engine.close()
-        deadline = bundle.config.serve.deadline_s
-        graph_rate = asyncio.run(saturated_over_http(str(client.base_url), users, options.at_once, deadline))
+        graph_rate = asyncio.run(
+            saturated_over_http(str(client.base_url), users, options.at_once, serve.deadline_s)
+        )
         progress.log(f"{bare_rate:.1f} answers/s bare, {graph_rate:.1f} from the graph; then overload")
         samples = asyncio.run(
             load(
@@ -129,10 +138,11 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
                 2 * graph_rate,
                 options.seconds,
                 lambda n: {"user_id": users[n % len(users)], "k": K},
-                deadline,
+                serve.deadline_s,
             )
         )
     return {
+        "threads": serve.reasoning_threads,
         "bare engine, p50 ms": statistics.median(bare),
         "graph, p50 ms": statistics.median(graph),
         "graph over bare, p50 of differences ms": statistics.median(np.subtract(graph, bare).tolist()),
@@ -209,10 +219,11 @@ async def saturated_over_http(base: str, users: Sequence[str], at_once: int, dea
         return await saturated(work, users, at_once)
 
 
-def spent(steps: list[dict[str, Any]]) -> Counter[str]:
+def steps_of(client: httpx.Client, user: str) -> Counter[str]:
     """Milliseconds of an answer by kind of work."""
+    answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
     found: Counter[str] = Counter()
-    for step in steps:
+    for step in answer.raise_for_status().json()["trail"]["steps"]:
         found[step["work"]] += step["ms"]
     return found
 

@@ -386,6 +386,8 @@ class ServeConfig(Section):
     reasoning_replicas: int = Field(default=1, ge=1)
     reasoning_max_replicas: int = Field(default=1, ge=1)
     reasoning_gpus: float = Field(default=0.0, ge=0)
+    reasoning_threads: int = Field(default=1, ge=1)
+    """CPU threads of a reasoning replica's arithmetic."""
     reasoning_tokens: int = Field(default=224, ge=16)
 
 

@@ -174,7 +174,11 @@ def reasoning(config: ServeConfig) -> Deployment:
         health_check_period_s=10.0,
         health_check_timeout_s=HEALTH_S,
         graceful_shutdown_timeout_s=config.deadline_s + LEAVE_S,
-        ray_actor_options={"num_cpus": REASONING_CPUS, "num_gpus": config.reasoning_gpus},
+        ray_actor_options={
+            "num_cpus": REASONING_CPUS,
+            "num_gpus": config.reasoning_gpus,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.reasoning_threads)}},
+        },
     )(Reasoning)
     if config.reasoning_max_replicas <= config.reasoning_replicas:
         return deployment.options(num_replicas=config.reasoning_replicas)

@@ -98,10 +98,10 @@ def learn(
 
     The report is `compared` with cross-fitted decisions: each fold of users decided by weights of the
     others. Reflection has to earn its place: unless it saves log loss there, costs no AUC inside the folds,
-    and no accuracy beyond its interval, the weights are `NEUTRAL`. So they are with too few rows, or labels
-    all alike.
+    and no accuracy beyond its interval, the weights are `NEUTRAL`. So they are with too few rows, labels all
+    alike, or a single user.
     """
-    if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
+    if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2 or len(np.unique(users)) < 2:
         return NEUTRAL, compared(rows, labels, users, expit(rows @ NEUTRAL.array()), resamples, seed)
     code = np.unique(users, return_inverse=True)[1]
     fold = np.random.default_rng(seed).permutation(code.max() + 1)[code] % FOLDS
@@ -146,8 +146,9 @@ def compared(
         def difference(draws: np.ndarray) -> np.ndarray:
             return later(draws) - earlier(draws)
 
-        low, high = intervals.user_bootstrap(difference, number, resamples, seed)
-        return {"value": float(difference(np.ones((1, number)))[0]), "low": low, "high": high}
+        value = float(difference(np.ones((1, number)))[0])
+        interval = intervals.user_bootstrap(difference, number, resamples, seed) if number > 1 else (None, None)
+        return dict(zip(("value", "low", "high"), (value, *interval), strict=True))
 
     def accuracy(p: np.ndarray) -> intervals.Statistic:
         right = np.bincount(code, _right(p, labels), number).astype(np.float64)

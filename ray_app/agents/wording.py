@@ -7,6 +7,7 @@ You liked “Alien”, which shares Sci-Fi with this item.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from ray_app.prompts.cards import CITATION, feature_token, hide
 from ray_app.records import Context, Evidence
@@ -19,16 +20,19 @@ _QUOTES = re.compile(r"[“”\"]")
 _LABEL = re.compile(r"[\w&'’+/.-]+(?: [\w&'’+/.-]+){0,2}")
 LABEL_CHARS = 30
 _LEADING = re.compile(r"(?<![^\s,])in\s*$", re.IGNORECASE)
-_YOU: tuple[tuple[str, str], ...] = (
-    (r"\bthe user's own\b", "your own"),
-    (r"\bthe user's\b", "your"),
-    (r"\bthe user in person\b", "you yourself"),
-    (r"\bthe user\b", "you"),
-    (r"\bthis user\b", "you"),
-    (r"\byou has\b", "you have"),
-    (r"\byou (lik|enjoy|dislik)(e?)s\b", r"you \1\2"),
-    (r"\bthe target\b", "this item"),
-)
+_YOU = [
+    (re.compile(pattern, re.IGNORECASE), words)
+    for pattern, words in (
+        (r"\bthe user's own\b", "your own"),
+        (r"\bthe user's\b", "your"),
+        (r"\bthe user in person\b", "you yourself"),
+        (r"\bthe user\b", "you"),
+        (r"\bthis user\b", "you"),
+        (r"\byou has\b", "you have"),
+        (r"\byou (lik|enjoy|dislik)(e?)s\b", r"you \1\2"),
+        (r"\bthe target\b", "this item"),
+    )
+]
 
 
 def shown(text: str, context: Context) -> str:
@@ -84,9 +88,15 @@ def _cited(before: str, entry: Evidence) -> list[str]:
 
 def _second_person(text: str, features: dict[str, str]) -> str:
     for pattern, words in _YOU:
-        text = re.sub(pattern, words, text, flags=re.IGNORECASE)
-    tokens = "|".join(re.escape(token) for token in sorted(features, key=len, reverse=True))
-    return re.sub(rf"(?<!\w)(?:{tokens})(?!\w)", lambda m: features[m[0]], text) if tokens else text
+        text = pattern.sub(words, text)
+    return _finder(frozenset(features)).sub(lambda m: features[m[0]], text)
+
+
+@lru_cache(maxsize=1024)
+def _finder(tokens: frozenset[str]) -> re.Pattern[str]:
+    """Matches the tokens as whole words, the longest first; nothing if there are none."""
+    options = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
+    return re.compile(rf"(?<!\w)(?:{options})(?!\w)")
 
 
 def _average(entry: Evidence) -> str:

@@ -25,8 +25,12 @@ def user_bootstrap(
     """95 % percentile interval of a statistic over `users` users (Efron and Tibshirani 1993).
 
     `statistic` is a function of draws (B, U), such as `auc_statistic`, or per-user values (U,) whose
-    mean is meant, NaN for users that do not count. Equal seeds draw equal resamples.
+    mean is meant, NaN for users that do not count. Equal seeds draw equal resamples. Fewer than two that
+    count say nothing of how users differ: NaN.
     """
+    counted = users if callable(statistic) else np.count_nonzero(~np.isnan(statistic))
+    if counted < 2:
+        return float("nan"), float("nan")
     low, high = np.quantile(bootstrap_values(statistic, users, resamples, seed), [0.025, 0.975])
     return float(low), float(high)
 

@@ -123,11 +123,11 @@ def step_problem(step: Step, context: Context) -> str:
         return "uncited_step"
     if any(context.cited(name) is None for name in step.citations):
         return "unknown_evidence"
-    if not _signs_hold(step.text, context):
-        return "sign_conflict"
-    if not _features_hold(step.text, context):
-        return "unsupported_feature"
     names = _vocabulary(context)
+    if not _signs_hold(step.text, context, names):
+        return "sign_conflict"
+    if not _features_hold(step.text, context, names):
+        return "unsupported_feature"
     statement = read(step, context, names.features)
     if statement.problems:
         return "ungrounded"
@@ -162,9 +162,9 @@ def _length_problem(parsed: Parsed, words: int) -> str:
     return "too_long" if words > MAX_WORDS or len(parsed.steps) > MAX_STEPS else ""
 
 
-def _signs_hold(text: str, context: Context) -> bool:
+def _signs_hold(text: str, context: Context, names: _Vocabulary) -> bool:
     """In the step and in each clause of it that cites, the signs claimed are the signs of the evidence."""
-    facts = _FORECAST.sub(" ", _vocabulary(context).pattern.sub(" ", text))
+    facts = _FORECAST.sub(" ", names.pattern.sub(" ", text))
     for part in (facts, *_CLAUSE.split(facts)):
         claimed, cited = _claimed_signs(part), {entry.sign for entry in _cited(part, context)}
         if claimed and cited and claimed != cited:
@@ -177,12 +177,11 @@ def _claimed_signs(text: str) -> set[int]:
     return ({-1} if negatives else set()) | ({1} if _LIKED.search(rest) else set())
 
 
-def _features_hold(text: str, context: Context) -> bool:
+def _features_hold(text: str, context: Context, names: _Vocabulary) -> bool:
     """Each feature named belongs to the evidence cited with it, and is shared where sharing is claimed.
 
     A clause that cites nothing speaks of the whole step's evidence: any of it may have the feature.
     """
-    names = _vocabulary(context)
     everything = _cited(text, context)
     for clause in _CLAUSE.split(text):
         cited = _cited(clause, context)

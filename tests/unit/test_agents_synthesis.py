@@ -133,6 +133,13 @@ def test_without_rows_or_with_one_label_the_first_decision_is_kept(labels):
     assert report["before"] == report["after"]
 
 
+def test_one_user_can_neither_be_learnt_from_nor_give_an_interval():
+    rows, labels, _ = made(500, LOOKS)
+    weights, report = learn(rows, labels, np.zeros(500), 20, 7)
+    assert weights == NEUTRAL
+    assert report["auc_gain"] == {"value": 0.0, "low": None, "high": None}
+
+
 def test_a_bundle_keeps_them_and_the_agent_uses_them(bundle):
     assert bundle.synthesis == DEFAULT
     (bundle.path / SYNTHESIS).write_text(json.dumps(LOOKS.as_dict()))

@@ -25,6 +25,15 @@ def test_users_that_do_not_count_do_not_move_the_interval():
     assert intervals.user_bootstrap(values, 5, 200, seed=0) == pytest.approx((0.2, 0.2))
 
 
+def test_one_user_says_nothing_of_how_users_differ():
+    assert np.isnan(intervals.user_bootstrap(np.array([0.2]), 1, 200, seed=0)).all()
+    assert np.isnan(intervals.user_bootstrap(np.array([0.2, np.nan]), 2, 200, seed=0)).all()
+    labels, scores = np.array([0, 1, 0, 1]), {"ours": np.arange(4.0)}
+    entry = exposed_table(np.zeros(4), np.arange(4), labels, scores, [2], 50, 0)["scorers"]["ours"]
+    assert entry["auc"]["value"] == 0.75
+    assert np.isnan([entry[name]["low"] for name in ("auc", "uauc", "snapshot_accuracy", "ndcg@2")]).all()
+
+
 def test_weighted_auc_is_the_auc_of_the_repeated_rows():
     rng = np.random.default_rng(2)
     users, labels = rng.integers(0, 6, 80), rng.integers(0, 2, 80)

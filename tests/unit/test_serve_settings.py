@@ -101,6 +101,9 @@ def test_reasoning_is_fixed_or_scales_as_configured():
     assert (limits.min_replicas, limits.max_replicas) == (1, 4)
     assert scaled.ray_actor_options is not None
     assert scaled.ray_actor_options["num_gpus"] == 1
+    threads = reasoning(ServeConfig(reasoning_threads=2)).ray_actor_options
+    assert threads is not None
+    assert threads["runtime_env"]["env_vars"] == {"OMP_NUM_THREADS": "2"}
     assert limits.policy.get_policy().__name__ == "queued_work"
 
 
