@@ -147,8 +147,10 @@ def compared(
             return later(draws) - earlier(draws)
 
         value = float(difference(np.ones((1, number)))[0])
-        interval = intervals.user_bootstrap(difference, number, resamples, seed) if number > 1 else (None, None)
-        return dict(zip(("value", "low", "high"), (value, *interval), strict=True))
+        if number < 2:
+            return {"value": value, "low": None, "high": None}
+        low, high = intervals.user_bootstrap(difference, number, resamples, seed)
+        return {"value": value, "low": low, "high": high}
 
     def accuracy(p: np.ndarray) -> intervals.Statistic:
         right = np.bincount(code, _right(p, labels), number).astype(np.float64)
