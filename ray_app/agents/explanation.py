@@ -22,7 +22,11 @@ SENTENCES = {"brief": 1, "standard": 3, "detailed": 8}
 STYLE = STYLES["plain"]
 CONCLUSION = 30
 """Words of a conclusion at most."""
-_RAMBLE = re.compile(r"\b(\w+)(?:\W+\1\b){2}|\b(?:but|and|that|which|shares|has)\W*$", re.IGNORECASE)
+_RAMBLE = re.compile(
+    r"\b(\w+)(?:\W+\1\b){2}|\b(?:but|and|that|which|shares|has)\W*$"
+    r"|\b(?:among|in) similar (?:users|histories) (?:(?:dis)?liked|enjoyed|did)\b",
+    re.IGNORECASE,
+)
 
 
 class ExplanationAgent:
@@ -118,7 +122,8 @@ def holds(step: Step, context: Context, answer: bool) -> bool:
 
 
 def rambles(text: str) -> bool:
-    """Whether a model has lost its thread: a word three times in a row, or an end that wants more."""
+    """Whether a model has lost its thread: a word three times in a row, an end that wants more, or a verb
+    that wants a subject ("Among similar users liked ...")."""
     return _RAMBLE.search(text) is not None
 
 

@@ -78,10 +78,17 @@ def test_a_model_that_has_lost_its_thread_is_not_shown(lost):
     assert made.coherent
 
 
-def test_a_sentence_that_breaks_off_is_written_anew():
-    made = explain(usual(), verdict(0.8, "The user liked [e1], a 5 of 5 that shares Comedy but."), "standard")
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        ("The user liked [e1], a 5 of 5 that shares Comedy but.", "but."),
+        ("Among similar users liked [e3], and it shares Sci-Fi.", "Among"),
+    ],
+)
+def test_a_sentence_that_breaks_off_or_has_no_subject_is_written_anew(broken, fault):
+    made = explain(usual(), verdict(0.8, broken), "standard")
     assert (made.rewritten, made.coherent) == (1, True)
-    assert "but." not in made.text
+    assert fault not in made.text
 
 
 def test_reasons_that_go_on_and_on_are_told_from_the_evidence():
