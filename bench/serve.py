@@ -214,7 +214,7 @@ async def saturated_over_http(base: str, users: Sequence[str], at_once: int, dea
                 answer = await client.post("/v1/recommendations", json={"user_id": user, "k": K})
                 if answer.status_code == 200:
                     return
-                await asyncio.sleep(float(answer.headers["Retry-After"]))
+                await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
 
         return await saturated(work, users, at_once)
 
