@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,10 @@ from ray_app.engines.vllm_student import VllmStudent
 from serve.settings import Settings
 
 K = 5
+PASSES = 2
+"""Over the users at saturation."""
+RAYS_OWN = ("proxy", "controller", "Ray")
+"""What processes that are no replica are called."""
 Calls = list[tuple[str, list[Any]]]
 
 
@@ -128,9 +133,11 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
         progress.log(f"saturation, {options.at_once} requests at once")
         bare_rate = asyncio.run(saturated(lambda user: replay(engine, calls[user]), users, options.at_once))
         engine.close()
+        before = cpu_seconds()
         graph_rate = asyncio.run(
             saturated_over_http(str(client.base_url), users, options.at_once, serve.deadline_s)
         )
+        spent = cpu_seconds() - before
         progress.log(f"{bare_rate:.1f} answers/s bare, {graph_rate:.1f} from the graph; then overload")
         samples = asyncio.run(
             load(
@@ -149,6 +156,9 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
         "bare engine at saturation, answers/s": bare_rate,
         "graph at saturation, answers/s": graph_rate,
         "graph / bare at saturation": graph_rate / bare_rate,
+        "CPU ms of an answer at saturation, by process": {
+            name: round(1000 * seconds / (PASSES * len(users))) for name, seconds in spent.most_common()
+        },
         "all after scoring / scoring, p50": statistics.median(beyond_scoring(one) for one in steps),
         "p50 ms of an answer in": {
             work: round(statistics.median(one[work] for one in steps), 1) for work in steps[0]
@@ -193,9 +203,9 @@ async def replay(engine: VllmStudent, calls: Calls) -> None:
         await getattr(engine, method)(requests)
 
 
-async def saturated(work: Any, users: Sequence[str], at_once: int) -> float:
+async def saturated(work: Any, users: list[str], at_once: int) -> float:
     """Answers per second with so many at work all the time."""
-    waiting = iter([*users, *users])
+    waiting = iter(users * PASSES)
 
     async def one_after_the_other() -> None:
         for user in waiting:
@@ -203,10 +213,10 @@ async def saturated(work: Any, users: Sequence[str], at_once: int) -> float:
 
     began = time.perf_counter()
     await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
-    return 2 * len(users) / (time.perf_counter() - began)
+    return PASSES * len(users) / (time.perf_counter() - began)
 
 
-async def saturated_over_http(base: str, users: Sequence[str], at_once: int, deadline_s: float) -> float:
+async def saturated_over_http(base: str, users: list[str], at_once: int, deadline_s: float) -> float:
     async with httpx.AsyncClient(base_url=base, timeout=deadline_s + 5, trust_env=False) as client:
 
         async def work(user: str) -> None:
@@ -235,15 +245,36 @@ def beyond_scoring(ms: Counter[str]) -> float:
 
 
 def idle_memory() -> dict[str, float]:
-    """Megabytes that belong to one process alone: of the replicas, and with Ray's own processes."""
-    sizes: Counter[str] = Counter()
+    """Megabytes that belong to one process alone: of the replicas, and of Ray's own processes."""
+    sizes = of_children(
+        lambda name: "Ray" if name in RAYS_OWN else "replicas", lambda p: p.memory_full_info().uss
+    )
+    return {name: round(size / 2**20) for name, size in sizes.items()}
+
+
+def cpu_seconds() -> Counter[str]:
+    """So far, by deployment and kind of process."""
+    return of_children(str, lambda process: sum(process.cpu_times()[:2]))
+
+
+def of_children(group: Callable[[str], str], measure: Callable[[psutil.Process], Any]) -> Counter[str]:
+    """A measure of every process of the service, summed by group of a deployment's or process' name."""
+    found: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
         try:
-            kind = "replicas" if "ServeReplica" in " ".join(process.cmdline()) else "Ray"
-            sizes[kind] += process.memory_full_info().uss
+            title = " ".join(process.cmdline())
+            replica = re.match(r"ray::ServeReplica:\w+:(\w+)", title)
+            own = (
+                "proxy"
+                if "ray::ProxyActor" in title
+                else "controller"
+                if "ServeController" in title
+                else "Ray"
+            )
+            found[group(replica[1] if replica else own)] += measure(process)
         except psutil.Error:
             continue
-    return {name: round(size / 2**20) for name, size in sizes.items()}
+    return found
 
 
 def overload(samples: list[Sample]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipelines.common import stage_main
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.collab import features, latent
 from ray_app.collab.features import Catalogue, Histories
+from ray_app.collab.opinions import Crowd
 from ray_app.collab.rolling import roll
 from ray_app.config import Config
 from ray_app.swing.snapshots import FINAL, load_snapshot, snapshot_for
@@ -67,6 +68,7 @@ def encode_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
         with folder.replacing(f"state-{name}.npz") as local, open(local, "wb") as file:
             state.save(file)
     histories = Histories.build(users, targets, labels, rolling[:, 4], timestamps, n_users)
+    crowd = Crowd.of(histories, items.height)
     start, end = histories.before(users, timestamps)
     rate = global_rates(timestamps, labels)
     at = snapshot_for(snapshots, timestamps)
@@ -105,6 +107,7 @@ def encode_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
             catalogue,
             item_vectors,
             table,
+            crowd,
             prior,
             config.collab.window,
         )

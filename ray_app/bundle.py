@@ -25,6 +25,7 @@ from ray_app.agents.synthesis import Weights
 from ray_app.artifacts import Folder, file_hash
 from ray_app.collab.evidence import Gatherer, History
 from ray_app.collab.features import Catalogue, Histories, encode
+from ray_app.collab.opinions import Crowd
 from ray_app.collab.rolling import ItemState, user_rate
 from ray_app.collab.trees import Trees
 from ray_app.config import Config, validate
@@ -106,6 +107,8 @@ class Bundle:
     histories: Histories
     ratings: np.ndarray
     """float32 [n], NaN where unknown; in the order of `histories`."""
+    crowd: Crowd
+    """`histories`, found by item too."""
     state: ItemState
     latent: np.ndarray
     gatherer: Gatherer
@@ -146,6 +149,7 @@ class Bundle:
             catalogue=catalogue,
             histories=histories,
             ratings=ratings,
+            crowd=Crowd.of(histories, len(items)),
             state=ItemState.load(path / "state.npz"),
             latent=np.load(path / "latent.npy", mmap_mode="r"),
             gatherer=Gatherer(items, catalogue, swing, index, config.prompt, config.data.positive_rating),
@@ -236,6 +240,7 @@ class Bundle:
             self.catalogue,
             np.asarray(self.latent),
             self.gatherer.swing,
+            self.crowd,
             self.config.collab.prior,
             self.config.collab.window,
         )

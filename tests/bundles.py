@@ -15,6 +15,7 @@ from ray_app.artifacts import Folder
 from ray_app.bundle import SYNTHESIS, TREES, Bundle, seal
 from ray_app.collab.features import Catalogue, Histories, encode
 from ray_app.collab.latent import item_vectors
+from ray_app.collab.opinions import Crowd
 from ray_app.collab.rolling import roll
 from ray_app.collab.trees import Trees
 from ray_app.config import Config
@@ -133,7 +134,8 @@ def _write(
     start, end = histories.before(user, timestamp)
     rates = np.full(len(user), label.mean())
     told, window = (item, timestamp, rolling[:, :3], rates), config.collab.window
-    vectors = encode(histories, user, start, end, *told, catalogue, latent, table, prior, window)
+    rest = catalogue, latent, table, Crowd.of(histories, ITEMS_COUNT), prior, window
+    vectors = encode(histories, user, start, end, *told, *rest)
     Folder(folder).write_json(SYNTHESIS, DEFAULT.as_dict())
     Trees.fit(vectors, label, config.seed).save(folder / TREES)
     items.write_parquet(folder / "items.parquet")

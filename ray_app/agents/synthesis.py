@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 
 from ray_app.agents.interface import SecondLook
 from ray_app.evaluation import intervals
+from ray_app.evaluation.metrics import finite
 from ray_app.evaluation.ranking import auc
 from ray_app.prompts.student import SECTIONS
 
@@ -147,10 +148,8 @@ def compared(
             return later(draws) - earlier(draws)
 
         value = float(difference(np.ones((1, number)))[0])
-        if number < 2:
-            return {"value": value, "low": None, "high": None}
         low, high = intervals.user_bootstrap(difference, number, resamples, seed)
-        return {"value": value, "low": low, "high": high}
+        return finite({"value": value, "low": low, "high": high})
 
     def accuracy(p: np.ndarray) -> intervals.Statistic:
         right = np.bincount(code, _right(p, labels), number).astype(np.float64)

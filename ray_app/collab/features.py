@@ -8,7 +8,8 @@ the first with histories cut at each row's timestamp, the second with the histor
     item   rate, effect, count, year, features, latent vector
     pair   Swing-weighted residual of the target's neighbours in the history, their mass liked and
            disliked, residual of the shared features, of near years, of similar content, latent product,
-           the rates of both sides, and what regression on the user's residuals expects (`collab.kriging`)
+           the rates of both sides, what users of like taste thought of the target (`collab.opinions`), and
+           what regression on the user's residuals expects (`collab.kriging`)
 
 Residuals are label - item rate when it was rated (`collab.rolling`); sums are shrunk by pseudo-counts.
 """
@@ -22,10 +23,14 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-from ray_app.collab import kriging
+from ray_app.collab import kriging, opinions
+from ray_app.collab.opinions import Crowd
 from ray_app.swing.table import NeighbourTable
 
-USER_SCALARS, ITEM_SCALARS, PAIR_SCALARS = 9, 6, 12 + len(kriging.COLUMNS)
+COUNTED = 12
+"""Leading statistics of a pair that one pass over the history makes."""
+USER_SCALARS, ITEM_SCALARS = 9, 6
+PAIR_SCALARS = COUNTED + len(opinions.COLUMNS) + len(kriging.COLUMNS)
 SCALARS = {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
 """How many leading entries of each vector are single statistics; then come features and latent vectors."""
 MAX_FEATURES = 32
@@ -133,6 +138,7 @@ def encode(
     catalogue: Catalogue,
     latent: np.ndarray,
     swing: NeighbourTable | None,
+    crowd: Crowd,
     prior: float,
     window: int,
 ) -> dict[str, np.ndarray]:
@@ -140,8 +146,9 @@ def encode(
 
     start, end: which history entries each row may see; item_statistics float64 [n, 3] (count, rate,
     effect of the target as of the row); global_rate float64 [n]; latent float32 [n_items, d] and swing:
-    the snapshot in force (None: no neighbours yet); window: latest ratings that the regression sees. All
-    rows of a call share one snapshot.
+    the snapshot in force (None: no neighbours yet); crowd: everyone's ratings, of which a row sees those
+    before its timestamp; window: latest ratings of a user that `kriging` and `opinions` see. All rows of a
+    call share one snapshot.
     """
     size = dimensions(len(catalogue.vocabulary), latent.shape[1])
     out = {name: np.zeros((len(targets), width), np.float32) for name, width in size.items()}
@@ -171,12 +178,11 @@ def encode(
         out["item"],
         out["pair"],
     )
-    out["pair"][:, -len(kriging.COLUMNS) :] = kriging.posterior(
-        histories.items,
-        histories.residuals,
-        start,
-        end,
-        targets,
+    told = histories.items, histories.residuals, start, end, targets
+    likeminded, expected = np.split(out["pair"][:, COUNTED:], [len(opinions.COLUMNS)], axis=1)
+    likeminded[:] = opinions.opinions(*told, timestamps, crowd, window)
+    expected[:] = kriging.posterior(
+        *told,
         catalogue.indptr,
         catalogue.features,
         catalogue.year,

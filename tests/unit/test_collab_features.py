@@ -5,7 +5,9 @@ import pytest
 
 from pipelines.encode import global_rates
 from ray_app.bundle import Bundle
+from ray_app.collab import kriging, opinions
 from ray_app.collab.features import (
+    COUNTED,
     DAY,
     ITEM_SCALARS,
     MAX_FEATURES,
@@ -16,7 +18,7 @@ from ray_app.collab.features import (
     dimensions,
     encode,
 )
-from ray_app.collab.kriging import COLUMNS
+from ray_app.collab.opinions import Crowd
 from ray_app.collab.rolling import roll
 from ray_app.swing.table import NeighbourTable
 from tests.bundles import ITEMS_COUNT, USERS_COUNT, make_bundle
@@ -45,9 +47,8 @@ def encoded(user: int, now: float, swing: NeighbourTable | None = SWING) -> dict
     start, end = known.before(users, np.array([int(now * DAY)]))
     statistics, rate = np.array([[7.0, 0.6, 0.05]]), np.array([0.55])
     target, moment = np.array([0], np.int32), np.array([int(now * DAY)])
-    found = encode(
-        known, users, start, end, target, moment, statistics, rate, CATALOGUE, LATENT, swing, 8.0, 256
-    )
+    rest = statistics, rate, CATALOGUE, LATENT, swing, Crowd.of(known, 4), 8.0, 256
+    found = encode(known, users, start, end, target, moment, *rest)
     return {name: values[0] for name, values in found.items()}
 
 
@@ -103,7 +104,8 @@ def test_a_pairs_vector_by_hand():
         0.05,
     ]
     assert encoded(0, now=5)["pair"][: len(expected)] == pytest.approx(expected, rel=1e-5)
-    assert len(expected) + len(COLUMNS) == PAIR_SCALARS
+    assert len(expected) == COUNTED
+    assert COUNTED + len(opinions.COLUMNS) + len(kriging.COLUMNS) == PAIR_SCALARS
 
 
 def test_only_ratings_before_the_moment_count():
@@ -134,7 +136,7 @@ def test_rows_do_not_disturb_each_other():
 
     def vectors(part):
         start, end = known.before(users[part], moments[part])
-        rest = statistics[part], rates[part], CATALOGUE, LATENT, SWING, 8.0, 256
+        rest = statistics[part], rates[part], CATALOGUE, LATENT, SWING, Crowd.of(known, 4), 8.0, 256
         return encode(known, users[part], start, end, targets[part], moments[part], *rest)
 
     whole, singly = vectors(slice(0, 40)), [vectors(slice(at, at + 1)) for at in range(40)]
@@ -178,6 +180,7 @@ def test_a_history_gives_the_same_vectors_online_as_offline(bundle):
         catalogue,
         np.asarray(bundle.latent),
         bundle.gatherer.swing,
+        Crowd.of(everything, ITEMS_COUNT),
         prior,
         bundle.config.collab.window,
     )
