@@ -130,7 +130,7 @@ class CollabConfig(Section):
     prior: float = Field(default=8.0, gt=0)
     """Pseudo-counts of a rate's prior: rate = (positives + prior * expected) / (n + prior)."""
     window: int = Field(default=256, ge=8)
-    """Latest ratings of a user that the regression on residuals sees."""
+    """Latest ratings of a user that the regression on residuals and the opinions of like users see."""
 
 
 class PromptConfig(Section):
