@@ -132,7 +132,7 @@ def start(
 
     settings = json.loads(Path(config.train.deepspeed).read_text())
     student = build(phase, config, folder, data.tokenizer, data.widths)
-    if phase.source is None:
+    if phase.new_projector:
         seen = data.row_ids
         student.projector.fit_scaling(
             {name: torch.from_numpy(np.asarray(data.vectors[name][seen])) for name in SOFT_NAMES}

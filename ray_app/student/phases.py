@@ -3,7 +3,7 @@
 Each phase is a model with some parameters trainable, a set of sequences and a number of passes; what it
 leaves is small (a base, or an adapter and a projector) and is what the next phase starts from.
 
-    language    all parameters     the mix's reasoning rows                          -> base/, projector.pt
+    language    all parameters     the mix's reasoning rows                          -> base/
     answers     all parameters     the mix, and every training row as a short prompt -> base/, projector.pt
     global      LoRA, projector    the mix                                           -> adapter/, projector.pt
     expert-N    LoRA               the mix of cluster N's users, from the global one -> adapter/
@@ -41,7 +41,7 @@ class Phase:
     learning_rate: float
     """Of AdamW."""
     source: str | None = None
-    """The phase whose base, projector and adapter it starts from, as far as it has them."""
+    """The phase whose base, projector and adapter it starts from, as far as that leaves them."""
     cluster: int | None = None
     """Only rows of this cluster's users."""
     projector_rate: float | None = None
@@ -53,6 +53,11 @@ class Phase:
     def whole(self) -> bool:
         """Whether it trains all parameters of the base."""
         return self.name in (LANGUAGE, ANSWERS)
+
+    @property
+    def new_projector(self) -> bool:
+        """Whether its projector starts anew."""
+        return self.whole or self.source is None
 
     @property
     def warm(self) -> bool:
@@ -102,7 +107,6 @@ def load_tokenizer(config: Config, folder: Path) -> Any:
 
 def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Mapping[str, int]) -> Student:
     """The student of a phase with exactly its trainable parameters requiring gradients."""
-    dropout, source = config.student.projector_dropout, folder / phase.source if phase.source else None
     if phase.name == LANGUAGE:
         lm = tiny_llama(config.student.bootstrap, tokenizer, config.student.max_length, config.seed)
     elif phase.name == ANSWERS:
@@ -110,9 +114,9 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     else:
         lm = load_base(config, folder)
     torch.manual_seed(config.seed)
-    projector = Projector(widths, lm.config.hidden_size, dropout)
-    if source:
-        projector.load_state_dict(torch.load(source / PROJECTOR, weights_only=True))
+    projector = Projector(widths, lm.config.hidden_size, config.student.projector_dropout)
+    if phase.source and not phase.new_projector:
+        projector.load_state_dict(torch.load(folder / phase.source / PROJECTOR, weights_only=True))
     if phase.warm:
         from peft import PeftModel
 
@@ -167,5 +171,5 @@ def save(phase: Phase, student: Student, folder: Path) -> None:
         student.lm.save_pretrained(target / "base")
     else:
         student.lm.save_pretrained(target / "adapter")
-    if not phase.warm:
+    if not phase.warm and phase.name != LANGUAGE:
         torch.save(student.projector.state_dict(), target / PROJECTOR)

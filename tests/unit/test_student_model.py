@@ -230,12 +230,18 @@ def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     assert trainable(language) == sum(p.numel() for p in language.parameters())
     with torch.no_grad():
         language.projector.get_buffer("mean_user").fill_(3)
+        language.lm.model.norm.weight.fill_(0.7)
     save(every["language"], language, tmp_path)
+    assert not (tmp_path / "language" / "projector.pt").exists()
 
     answers = build(every["answers"], SMALL, tmp_path, tokenizer, WIDTHS)
     assert trainable(answers) == trainable(language)
-    assert all(torch.equal(p, q) for p, q in zip(answers.parameters(), language.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(answers.lm.parameters(), language.lm.parameters(), strict=True)
+    )
+    assert not answers.projector.get_buffer("mean_user").any()
     with torch.no_grad():
+        answers.projector.get_buffer("mean_user").fill_(3)
         answers.lm.model.norm.weight.fill_(0.5)
     save(every["answers"], answers, tmp_path)
 
