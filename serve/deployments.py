@@ -6,6 +6,7 @@ Queues are bounded at every hop. Only Reasoning holds a model; it scales by its 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,6 +30,9 @@ from ray_app.tracing import traced
 from serve.scaling import queued_work
 from serve.settings import Settings
 
+logging.raiseExceptions = False
+"""A line that a full disk does not take is lost. Otherwise the error is printed, which Serve logs too, until the
+request fails of it."""
 MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
 HEALTH_S = 30.0
 """A replica that generates no token in this time is replaced."""
