@@ -31,8 +31,8 @@ from serve.scaling import queued_work
 from serve.settings import Settings
 
 logging.raiseExceptions = False
-"""A line that a full disk does not take is lost. Otherwise the error is printed, which Serve logs too, until the
-request fails of it."""
+"""A line that a full disk does not take is lost. Otherwise the error is printed, Serve logs what is printed,
+and so on until the request fails of it."""
 MakeStudent = Callable[[Bundle, EngineConfig], StudentEngine]
 HEALTH_S = 30.0
 """A replica that generates no token in this time is replaced."""
