@@ -52,8 +52,9 @@ from serve.settings import Settings
 K = 5
 PASSES = 2
 """Over the users at saturation."""
-RAYS_OWN = ("proxy", "controller", "Ray")
-"""What processes that are no replica are called."""
+KIND = re.compile(r"ServeReplica:\w+:(\w+)|(Proxy)Actor|Serve(Controller)")
+"""A process' deployment or kind, in its title; others are Ray's."""
+RAYS_OWN = ("Proxy", "Controller", "Ray")
 Calls = list[tuple[str, list[Any]]]
 
 
@@ -263,15 +264,8 @@ def of_children(group: Callable[[str], str], measure: Callable[[psutil.Process],
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline())
-            replica = re.match(r"ray::ServeReplica:\w+:(\w+)", title)
-            own = (
-                "proxy"
-                if "ray::ProxyActor" in title
-                else "controller"
-                if "ServeController" in title
-                else "Ray"
-            )
-            found[group(replica[1] if replica else own)] += measure(process)
+            named = KIND.search(title)
+            found[group(named[named.lastindex or 0] if named else "Ray")] += measure(process)
         except psutil.Error:
             continue
     return found

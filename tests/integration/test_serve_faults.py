@@ -112,8 +112,8 @@ def test_an_agent_that_is_killed_comes_back_and_nothing_hangs(service: Service, 
     samples = under_load(service, lambda: kill(agent), f"kill -9 {agent}")
     lost = sum(one.status != 200 for one in samples)
     assert lost <= len(samples) // 2
-    if agent == "Reasoning":  # degraded, or late where another replica is up within their patience
-        assert any(one.status == 200 for one in samples if 0 <= one.due - AFTER_S < 2)
+    if agent == "Reasoning":
+        assert any(one.degraded for one in samples)
 
 
 @pytest.mark.parametrize("agent", ["Swing", "Reasoning"])
@@ -216,6 +216,7 @@ def test_a_hung_engine_is_done_without_and_then_replaced(service: Service):
     service.ready()
     try:
         samples = under_load(service, (service.folder / "hung").touch, "engine hung", seconds=16.0)
+        assert all(one.status == 200 for one in samples)
         assert any(one.degraded for one in samples)
         began, old = time.monotonic(), {one.pid for one in replicas("Reasoning")}
         while old & {one.pid for one in replicas("Reasoning")}:
