@@ -22,6 +22,7 @@ from ray_app.bundle import MANIFEST, Bundle
 from ray_app.config import EngineConfig
 from ray_app.engines.student import StudentEngine
 from ray_app.errors import EngineError, OverloadedError
+from serve.breaker import Breaker
 from serve.deployments import (
     LEAVE_S,
     SMALL_CPUS,
@@ -40,6 +41,8 @@ from serve.published import Published
 from serve.settings import Settings, settings
 
 INGRESS = "Ingress"
+SILENCE = 0.2
+"""Share of the deadline after which a student that was asked and says nothing is done without."""
 SPARE = 32
 """Requests that Serve lets in beyond our own limit, so that it is the ingress that refuses them."""
 
@@ -66,7 +69,9 @@ class Ingress:
         }
         keys = Keys.of(os.environ)
         check_hosts([listening()], keys)
-        agents = team(retrieval, swing, reasoning, reflection, explanation, settings.config.serve.deadline_s)
+        deadline_s = settings.config.serve.deadline_s
+        breaker = Breaker(call(reasoning, "healthy", EngineError), SILENCE * deadline_s)
+        agents = team(retrieval, swing, reasoning, reflection, explanation, deadline_s, breaker)
         self._front = Front(
             orchestrator=Orchestrator(agents, settings.config.serve, versions),
             profile=call(retrieval, "profile", OverloadedError),
@@ -75,7 +80,7 @@ class Ingress:
             items=call(retrieval, "items", OverloadedError),
             record=call(retrieval, "record", OverloadedError),
             store_version=call(retrieval, "version", OverloadedError),
-            healthy=call(reasoning, "healthy", EngineError),
+            healthy=breaker.healthy,
             config=settings.config,
             versions=versions,
             published=Published.read(bundle, facts, versions),

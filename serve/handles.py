@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ray_app import tracing
 from ray_app.agents.interface import Team
 from ray_app.errors import EngineError, OverloadedError, RationaleError
+from serve.breaker import Breaker
 
 ATTEMPTS = 3
 WAIT = 0.3
@@ -81,12 +82,16 @@ def team(
     reflection: DeploymentHandle,
     explanation: DeploymentHandle,
     deadline_s: float,
+    breaker: Breaker,
 ) -> Team:
-    """The team behind these handles. Only a missing reasoning agent can be done without, so nobody waits for
-    it; the others have no state that a second attempt could spoil."""
+    """The team behind these handles. Only a missing reasoning agent can be done without, so `breaker` has
+    nobody wait for a silent one; the others have no state that a second attempt could spoil."""
 
     def again(handle: DeploymentHandle, method: str) -> Callable[..., Awaitable[Any]]:
         return call(handle, method, OverloadedError, ATTEMPTS, WAIT * deadline_s)
+
+    def student(method: str) -> Callable[..., Awaitable[Any]]:
+        return breaker.guard(call(reasoning, method, EngineError))
 
     return Team(
         fetch=again(retrieval, "fetch"),
@@ -94,12 +99,12 @@ def team(
         assemble=again(retrieval, "assemble"),
         gather=again(retrieval, "gather"),
         estimate=again(swing, "estimate"),
-        decide=call(reasoning, "decide", EngineError),
-        write=call(reasoning, "write", EngineError),
-        reconsider=call(reasoning, "reconsider", EngineError),
+        decide=student("decide"),
+        write=student("write"),
+        reconsider=student("reconsider"),
         triggers=again(reflection, "triggers"),
         synthesise=again(reflection, "synthesise"),
         present=again(explanation, "present"),
         without=again(retrieval, "without"),
-        rethink=call(reasoning, "rethink", EngineError),
+        rethink=student("rethink"),
     )

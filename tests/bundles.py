@@ -210,23 +210,26 @@ class LinearStudent:
 
 
 class Breakable(LinearStudent):
-    """A student that hangs while the file `hung` is there, and notes in `dropped` what was called off."""
+    """A student that hangs while the file `hung` is there. A request that hangs makes the file `hanging`, one
+    that is called off `dropped`."""
 
     def __init__(self, folder: Path):
         super().__init__()
         self._folder = folder
 
     async def score(self, requests):
-        await self._hang()
-        return await super().score(requests)
-
-    async def healthy(self) -> None:
-        await self._hang()
-
-    async def _hang(self) -> None:
         try:
-            while (self._folder / "hung").exists():
+            while self._hung():
+                (self._folder / "hanging").touch()
                 await asyncio.sleep(0.05)
         except asyncio.CancelledError:
             (self._folder / "dropped").touch()
             raise
+        return await super().score(requests)
+
+    async def healthy(self) -> None:
+        while self._hung():
+            await asyncio.sleep(0.05)
+
+    def _hung(self) -> bool:
+        return (self._folder / "hung").exists()

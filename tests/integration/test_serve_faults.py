@@ -230,9 +230,17 @@ def test_a_hung_engine_is_done_without_and_then_replaced(service: Service):
     assert not answer.json()["degraded"]
 
 
+def appears(file: Path) -> None:
+    began = time.monotonic()
+    while not file.exists():
+        assert time.monotonic() - began < 0.5 * DEADLINE_S, f"nothing was {file.name}"
+        time.sleep(0.05)
+
+
 def test_a_client_that_goes_ends_the_work_for_it(service: Service):
     service.ready()
-    (service.folder / "dropped").unlink(missing_ok=True)
+    for name in ("hanging", "dropped"):
+        (service.folder / name).unlink(missing_ok=True)
     (service.folder / "hung").touch()
     try:
         headers = {"accept": "text/event-stream"}
@@ -240,11 +248,9 @@ def test_a_client_that_goes_ends_the_work_for_it(service: Service):
             "POST", "/v1/recommendations", json={"user_id": "u3"}, headers=headers
         ) as answer:
             assert answer.status_code == 200
-            next(answer.iter_lines())
+            appears(service.folder / "hanging")
         began = time.monotonic()
-        while not (service.folder / "dropped").exists():
-            assert time.monotonic() - began < 0.5 * DEADLINE_S, "the student still works for nobody"
-            time.sleep(0.05)
+        appears(service.folder / "dropped")
         print(f"\nclient gone: its work was called off after {time.monotonic() - began:.2f} s")
     finally:
         (service.folder / "hung").unlink()
