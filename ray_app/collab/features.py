@@ -3,8 +3,9 @@
 `encode` computes all three for many (history, target) rows; training and serving call the same function,
 the first with histories cut at each row's timestamp, the second with the history as it is now.
 
-    user   rate, mean residual (all, last 5/20/100), rate of the last 10, counts and gaps,
-           residual per feature, mean latent vector weighted by residual
+    user   rate, mean residual (all, last 5/20/100), rate of the last 10, counts and gaps, mean residual
+           before this visit and what the visit has added to it, residual per feature, mean latent vector
+           weighted by residual
     item   rate, effect, count, year, features, latent vector
     pair   Swing-weighted residual of the target's neighbours in the history, their mass liked and
            disliked, residual of the shared features, of near years, of similar content, latent product,
@@ -29,12 +30,16 @@ from ray_app.swing.table import NeighbourTable
 
 COUNTED = 12
 """Leading statistics of a pair that one pass over the history makes."""
-USER_SCALARS, ITEM_SCALARS = 9, 6
+VISIT = 9, 10
+"""Places in a user's vector of the mean residual before the visit and of what the visit has added."""
+USER_SCALARS, ITEM_SCALARS = 11, 6
 PAIR_SCALARS = COUNTED + len(opinions.COLUMNS) + len(kriging.COLUMNS)
 SCALARS = {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
 """How many leading entries of each vector are single statistics; then come features and latent vectors."""
 MAX_FEATURES = 32
 DAY = 86400.0
+PAUSE = 7 * DAY
+"""Seconds without a rating after which the next one begins a visit."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +244,14 @@ def _encode(
         seen[:] = 0
         taste[:] = 0
         likes = total = last5 = last20 = last100 = likes10 = 0.0
+        earlier, n_earlier = 0.0, 0
         near_mass = near_residual = near_liked = near_disliked = near_best = 0.0
         year_mass = year_residual = content_mass = content_residual = 0.0
         for at in range(first, last):
             j, y, r = h_items[at], h_labels[at], h_residuals[at]
             age = last - at
+            if at > first and h_times[at] - h_times[at - 1] > PAUSE:
+                earlier, n_earlier = total, at - first
             likes += y
             total += r
             if age <= 5:
@@ -283,6 +291,8 @@ def _encode(
                 taste[c] += r * latent[j, c]
         for at in range(s_indptr[i], s_indptr[i + 1]):
             near[s_indices[at]] = 0
+        if n and now - h_times[last - 1] > PAUSE:
+            earlier, n_earlier = total, n
         g = global_rate[k]
         rate = (likes + prior * g) / (n + prior)
         u = user_out[k]
@@ -295,6 +305,8 @@ def _encode(
         u[6] = np.log1p(n)
         u[7] = np.log1p((now - h_times[last - 1]) / DAY) if n else 6.0
         u[8] = np.log1p((now - h_times[first]) / DAY) if n else 0.0
+        u[9] = earlier / (n_earlier + 5.0)
+        u[10] = (total - earlier) / (n + 30.0)
         for f in range(n_features):
             u[USER_SCALARS + f] = profile[f] / (seen[f] + 5.0)
         dot = 0.0

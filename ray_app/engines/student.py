@@ -1,6 +1,6 @@
 """What the agents ask of the student, whatever runs it.
 
-Implemented by `engines.vllm_student`. Scores are exact logit differences; texts are the student's
+Implemented by `engines.vllm_student`. Scores are exact differences of logits; texts are the student's
 reasoning behind its cards (see `prompts.cards`).
 """
 
@@ -41,7 +41,7 @@ class StudentEngine(Protocol):
     """The student as a service. Raises EngineError when the engine has died."""
 
     async def score(self, requests: list[Scoring]) -> np.ndarray:
-        """float32 [n]: logit(Yes) - logit(No) of each request."""
+        """float32 [n]: logit(Yes) - logit(No) of each request, plus the user bias if the student has one."""
         ...
 
     async def write(self, requests: list[Writing]) -> list[str]:

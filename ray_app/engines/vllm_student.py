@@ -29,6 +29,7 @@ from ray_app.engines.phrasebook import Proposer
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
+from ray_app.prompts.student import USER
 from ray_app.student.adapters import check_adapters, readable
 from ray_app.student.tokens import answer_ids, encode
 from ray_app.telemetry import ENGINE, Telemetry
@@ -59,10 +60,7 @@ class VllmStudent:
         rank = check_adapters(adapters, hidden)
         with readable(f"the projector in {bundle.path}"):
             state = torch.load(bundle.path / "projector.pt", weights_only=True)
-        widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
-        self._projector = Projector(widths, hidden).float()
-        self._projector.load_state_dict(state)
-        self._projector.eval()
+        self._projector = Projector.load(state, hidden).float().eval()
         self._adapters = {
             name: LoRARequest(path.name, number, str(path))
             for number, (name, path) in enumerate(sorted(adapters.items()), 1)
@@ -115,7 +113,16 @@ class VllmStudent:
         for at, output in enumerate(outputs):
             found = output.outputs[0].logprobs[0]
             logits[at] = found[self.yes].logprob - found[self.no].logprob
-        return logits
+        return logits + self._bias(requests)
+
+    def _bias(self, requests: list[Scoring]) -> np.ndarray:
+        """float32 [n] of each request's user, where the prompt shows the user's vector."""
+        import torch
+
+        users = np.stack([np.asarray(request.vectors["user"], np.float32) for request in requests])
+        with torch.no_grad():
+            bias = self._projector.bias(torch.from_numpy(users)).numpy()
+        return np.where([USER in request.prompt for request in requests], bias, np.float32(0))
 
     async def write(self, requests: list[Writing]) -> list[str]:
         from vllm import SamplingParams

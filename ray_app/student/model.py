@@ -9,9 +9,16 @@
           hidden state at the answer ── logit(Yes) - logit(No)  ── binary cross entropy, pairwise loss
           hidden states of the text  ── next-token logits       ── language-model loss
 
+    with a user bias, a line through two statistics of the user's vector:
+
+          logit(Yes) - logit(No)             ── pairwise loss
+          logit(Yes) - logit(No) + user bias ── binary cross entropy, pairwise loss; the bias alone learns
+
 Soft tokens follow CoLLM (Zhang et al., arXiv 2310.19488). Logits are computed only where a loss needs them.
 The pairwise loss is that of Bayesian personalised ranking (Rendle et al. 2009) over the rows of a batch that
-belong to one user.
+belong to one user. The user bias is b_u(t) of Koren (Collaborative filtering with temporal dynamics, 2009):
+what a user thinks of whatever is shown changes by the day, and where the LM has to follow that, it orders
+the items of one user worse.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ray_app.collab.features import VISIT
 from ray_app.config import BootstrapConfig, LoraSection
 
 SOFT_NAMES = ("user", "item", "pair")
@@ -32,10 +40,11 @@ SOFT_NAMES = ("user", "item", "pair")
 class Projector(nn.Module):
     """Maps each collaborative vector, its leading `widths[name]` entries, to an embedding by a two-layer MLP.
 
-    Dropout falls on the inputs too, so that no single statistic is learnt by heart.
+    Dropout falls on the inputs too, so that no single statistic is learnt by heart. `user_bias`: whether it
+    has the line that `bias` reads off.
     """
 
-    def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0):
+    def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0, user_bias: bool = False):
         super().__init__()
         inner = max(64, hidden)
         self.maps = nn.ModuleDict(
@@ -53,6 +62,18 @@ class Projector(nn.Module):
         for name, width in widths.items():
             self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"scale_{name}", torch.ones(width))
+        self.line = nn.Linear(len(VISIT), 1) if user_bias else None
+        if self.line is not None:
+            nn.init.zeros_(self.line.weight)
+            nn.init.zeros_(self.line.bias)
+
+    @classmethod
+    def load(cls, state: Mapping[str, torch.Tensor], hidden: int) -> Projector:
+        """From a state dict, as `state_dict` gives it. Raises RuntimeError where it does not fit."""
+        widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
+        projector = cls(widths, hidden, user_bias="line.weight" in state)
+        projector.load_state_dict(state)
+        return projector
 
     def fit_scaling(self, vectors: Mapping[str, torch.Tensor]) -> None:
         """Standardise inputs by the mean and standard deviation of training vectors."""
@@ -68,10 +89,20 @@ class Projector(nn.Module):
 
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         """(n, width or more) -> (n, hidden)"""
-        mean = getattr(self, f"mean_{name}")
-        scaled = (vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")
         kind = next(self.maps[name].parameters()).dtype
-        return self.maps[name](scaled.clamp(-6, 6).to(kind))
+        return self.maps[name](self._scaled(name, vectors).to(kind))
+
+    def bias(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(n, width of a user's vector or more) -> (n,) what is added to the logit of whatever the user is
+        shown; zeros without a line."""
+        if self.line is None:
+            return vectors.new_zeros(len(vectors))
+        visit = self._scaled("user", vectors)[:, list(VISIT)]
+        return self.line(visit.to(self.line.weight.dtype)).squeeze(1).float()
+
+    def _scaled(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
+        mean = getattr(self, f"mean_{name}")
+        return ((vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")).clamp(-6, 6)
 
 
 @dataclass
@@ -101,11 +132,22 @@ class Batch:
 
 
 class Student(nn.Module):
-    """A causal LM with a projector. `lm` may carry a PEFT adapter."""
+    """A causal LM with a projector. `lm` may carry a PEFT adapter.
 
-    def __init__(self, lm: Any, projector: Projector, yes: int, no: int, pair_weight: float = 0.0):
+    pair_weight: of the pairwise loss that the LM learns from; bias_pair_weight: of that of the user bias.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        projector: Projector,
+        yes: int,
+        no: int,
+        pair_weight: float = 0.0,
+        bias_pair_weight: float = 0.0,
+    ):
         super().__init__()
-        self.pair_weight = pair_weight
+        self.pair_weight, self.bias_pair_weight = pair_weight, bias_pair_weight
         self.lm = lm
         self.projector = projector
         self.yes, self.no = yes, no
@@ -128,23 +170,33 @@ class Student(nn.Module):
         return body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
     def answer_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """(B,) logit(Yes) - logit(No) at the answer."""
+        """(B,) logit(Yes) - logit(No) at the answer, plus the user bias."""
+        return self._preference(hidden, batch) + self._bias(batch)
+
+    def _preference(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         at = hidden[torch.arange(len(hidden), device=hidden.device), batch.answer]
         head = self.lm.get_output_embeddings().weight
         return (at @ (head[self.yes] - head[self.no])).float()
 
+    def _bias(self, batch: Batch) -> torch.Tensor:
+        """(B,); only of users whose vector the prompt shows."""
+        shown = batch.soft["user"] >= 0
+        return torch.where(shown, self.projector.bias(batch.vectors["user"]), 0.0)
+
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss of a batch: weighted mean over rows, plus the pairwise loss; and the answer logits."""
+        """Loss of a batch: weighted mean over rows, plus the pairwise losses; and the answer logits."""
         hidden = self.hidden(batch)
-        logits = self.answer_logits(hidden, batch)
+        logits = preference = self._preference(hidden, batch)
+        loss = self.pair_weight * pairwise_loss(preference, batch.labels, batch.users)
+        if self.projector.line is not None:
+            logits = preference.detach() + self._bias(batch)
+            loss = loss + self.bias_pair_weight * pairwise_loss(logits, batch.labels, batch.users)
         answer = F.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="none")
         text_logits = self.lm.get_output_embeddings()(hidden[batch.text_rows, batch.text_positions])
         token = F.cross_entropy(text_logits.float(), batch.text_targets, reduction="none")
         count = torch.zeros_like(answer).index_add(0, batch.text_rows, torch.ones_like(token))
         text = torch.zeros_like(answer).index_add(0, batch.text_rows, token) / count.clamp_min(1)
-        loss = (batch.answer_weight * answer + batch.text_weight * text).mean()
-        if self.pair_weight:
-            loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
+        loss = loss + (batch.answer_weight * answer + batch.text_weight * text).mean()
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
 
 

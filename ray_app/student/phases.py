@@ -114,7 +114,8 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     else:
         lm = load_base(config, folder)
     torch.manual_seed(config.seed)
-    projector = Projector(widths, lm.config.hidden_size, config.student.projector_dropout)
+    own, train = config.student, config.train
+    projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.user_bias)
     if phase.source and not phase.new_projector:
         projector.load_state_dict(torch.load(folder / phase.source / PROJECTOR, weights_only=True))
     if phase.warm:
@@ -123,8 +124,8 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
         lm = PeftModel.from_pretrained(lm, str(folder / GLOBAL / "adapter"), is_trainable=True)
         projector.requires_grad_(False)
     elif not phase.whole:
-        lm = with_lora(lm, config.student.lora, "default")
-    return Student(lm, projector, *answer_ids(tokenizer), config.train.pair_weight)
+        lm = with_lora(lm, own.lora, "default")
+    return Student(lm, projector, *answer_ids(tokenizer), train.pair_weight, train.bias_pair_weight)
 
 
 def optimizer(phase: Phase, student: Student, weight_decay: float) -> torch.optim.Optimizer:

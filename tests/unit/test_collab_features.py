@@ -13,6 +13,7 @@ from ray_app.collab.features import (
     MAX_FEATURES,
     PAIR_SCALARS,
     USER_SCALARS,
+    VISIT,
     Catalogue,
     Histories,
     dimensions,
@@ -41,9 +42,11 @@ def histories() -> Histories:
     return Histories.build(np.zeros(3, np.int32), items, labels, residuals, times, 2)
 
 
-def encoded(user: int, now: float, swing: NeighbourTable | None = SWING) -> dict[str, np.ndarray]:
+def encoded(
+    user: int, now: float, swing: NeighbourTable | None = SWING, known: Histories | None = None
+) -> dict[str, np.ndarray]:
     """Vectors of one user with item 0 at a day."""
-    known, users = histories(), np.array([user])
+    known, users = known or histories(), np.array([user])
     start, end = known.before(users, np.array([int(now * DAY)]))
     statistics, rate = np.array([[7.0, 0.6, 0.05]]), np.array([0.55])
     target, moment = np.array([0], np.int32), np.array([int(now * DAY)])
@@ -72,12 +75,27 @@ def test_a_users_vector_by_hand():
         np.log1p(3),
         np.log1p(1),
         np.log1p(4),
+        0,
+        0.2 / 33,
         0.4 / 6,
         (0.4 - 0.5) / 7,
         -0.5 / 8,
         (0.4 - 0.5) / 8,
     ]
     assert user == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_visit_ends_with_a_week_without_ratings():
+    late = encoded(0, now=4 + 7)["user"][list(VISIT)]
+    assert late == pytest.approx([0, 0.2 / 33], rel=1e-5)
+    later = encoded(0, now=4 + 7.1)["user"][list(VISIT)]
+    assert later == pytest.approx([0.2 / 8, 0], rel=1e-5)
+
+    items, residuals = np.array([1, 2, 3], np.int32), np.array([0.4, -0.5, 0.3])
+    times = (np.array([1, 9, 10]) * DAY).astype(np.int64)
+    known = Histories.build(np.zeros(3, np.int32), items, np.array([1, 0, 1]), residuals, times, 1)
+    second = encoded(0, now=11, known=known)["user"][list(VISIT)]
+    assert second == pytest.approx([0.4 / 6, (-0.5 + 0.3) / 33], rel=1e-5)
 
 
 def test_an_items_vector_by_hand():
