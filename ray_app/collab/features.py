@@ -30,15 +30,15 @@ from ray_app.swing.table import NeighbourTable
 
 COUNTED = 12
 """Leading statistics of a pair that one pass over the history makes."""
-VISIT = 9, 10
-"""Places in a user's vector of the mean residual before the visit and of what the visit has added."""
-USER_SCALARS, ITEM_SCALARS = 11, 6
+USER_SCALARS, ITEM_SCALARS = 9, 6
 PAIR_SCALARS = COUNTED + len(opinions.COLUMNS) + len(kriging.COLUMNS)
 SCALARS = {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
 """How many leading entries of each vector are single statistics; then come features and latent vectors."""
+VISIT = USER_SCALARS, USER_SCALARS + 1
+"""Places in a user's vector, behind those, of the mean residual before the visit and of what it has added."""
 MAX_FEATURES = 32
 DAY = 86400.0
-PAUSE = 7 * DAY
+PAUSE = 30 * DAY
 """Seconds without a rating after which the next one begins a visit."""
 
 
@@ -125,7 +125,7 @@ class Histories:
 def dimensions(n_features: int, latent: int) -> dict[str, int]:
     """Length of each vector."""
     return {
-        "user": USER_SCALARS + n_features + latent,
+        "user": USER_SCALARS + len(VISIT) + n_features + latent,
         "item": ITEM_SCALARS + n_features + latent,
         "pair": PAIR_SCALARS,
     }
@@ -230,7 +230,8 @@ def _encode(
     pair_out,
 ):
     d = latent.shape[1]
-    n_features = user_out.shape[1] - USER_SCALARS - d
+    told = USER_SCALARS + len(VISIT)
+    n_features = user_out.shape[1] - told - d
     profile = np.zeros(n_features, np.float32)
     seen = np.zeros(n_features, np.float32)
     taste = np.zeros(d, np.float32)
@@ -305,14 +306,14 @@ def _encode(
         u[6] = np.log1p(n)
         u[7] = np.log1p((now - h_times[last - 1]) / DAY) if n else 6.0
         u[8] = np.log1p((now - h_times[first]) / DAY) if n else 0.0
-        u[9] = earlier / (n_earlier + 5.0)
-        u[10] = (total - earlier) / (n + 30.0)
+        u[VISIT[0]] = earlier / (n_earlier + 5.0)
+        u[VISIT[1]] = (total - earlier) / (n + 30.0)
         for f in range(n_features):
-            u[USER_SCALARS + f] = profile[f] / (seen[f] + 5.0)
+            u[told + f] = profile[f] / (seen[f] + 5.0)
         dot = 0.0
         for c in range(d):
             taste[c] /= n + 5.0
-            u[USER_SCALARS + n_features + c] = taste[c]
+            u[told + n_features + c] = taste[c]
             dot += taste[c] * latent[i, c]
         v = item_out[k]
         v[0] = item_statistics[k, 1]

@@ -37,11 +37,37 @@ from ray_app.config import BootstrapConfig, LoraSection
 SOFT_NAMES = ("user", "item", "pair")
 
 
+class UserBias(nn.Module):
+    """b_u(t): a line through what a user thought of things before this visit, and in it.
+
+    The projector does not read these two, so that the LM has the user's mood from one place only.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(len(VISIT), 1)
+        nn.init.zeros_(self.line.weight)
+        nn.init.zeros_(self.line.bias)
+        self.register_buffer("mean", torch.zeros(len(VISIT)))
+        self.register_buffer("scale", torch.ones(len(VISIT)))
+
+    def fit_scaling(self, users: torch.Tensor) -> None:
+        """Standardise by user vectors (n, whole width) of training rows."""
+        visit = users[:, list(VISIT)]
+        self.get_buffer("mean").copy_(visit.mean(0))
+        self.get_buffer("scale").copy_(1 / visit.std(0).clamp_min(1e-3))
+
+    def forward(self, users: torch.Tensor) -> torch.Tensor:
+        """(n, whole width) -> (n,)"""
+        scaled = (users[:, list(VISIT)] - self.get_buffer("mean")) * self.get_buffer("scale")
+        return self.line(scaled.clamp(-6, 6).to(self.line.weight.dtype)).squeeze(1).float()
+
+
 class Projector(nn.Module):
     """Maps each collaborative vector, its leading `widths[name]` entries, to an embedding by a two-layer MLP.
 
     Dropout falls on the inputs too, so that no single statistic is learnt by heart. `user_bias`: whether it
-    has the line that `bias` reads off.
+    holds a line for `bias`.
     """
 
     def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0, user_bias: bool = False):
@@ -62,16 +88,13 @@ class Projector(nn.Module):
         for name, width in widths.items():
             self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"scale_{name}", torch.ones(width))
-        self.line = nn.Linear(len(VISIT), 1) if user_bias else None
-        if self.line is not None:
-            nn.init.zeros_(self.line.weight)
-            nn.init.zeros_(self.line.bias)
+        self.user_bias = UserBias() if user_bias else None
 
     @classmethod
     def load(cls, state: Mapping[str, torch.Tensor], hidden: int) -> Projector:
         """From a state dict, as `state_dict` gives it. Raises RuntimeError where it does not fit."""
         widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
-        projector = cls(widths, hidden, user_bias="line.weight" in state)
+        projector = cls(widths, hidden, user_bias=any(key.startswith("user_bias.") for key in state))
         projector.load_state_dict(state)
         return projector
 
@@ -81,6 +104,8 @@ class Projector(nn.Module):
             read = value[:, : self.widths[name]]
             getattr(self, f"mean_{name}").copy_(read.mean(0))
             getattr(self, f"scale_{name}").copy_(1 / read.std(0).clamp_min(1e-3))
+        if self.user_bias is not None:
+            self.user_bias.fit_scaling(vectors["user"])
 
     @property
     def widths(self) -> dict[str, int]:
@@ -89,20 +114,15 @@ class Projector(nn.Module):
 
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         """(n, width or more) -> (n, hidden)"""
-        kind = next(self.maps[name].parameters()).dtype
-        return self.maps[name](self._scaled(name, vectors).to(kind))
-
-    def bias(self, vectors: torch.Tensor) -> torch.Tensor:
-        """(n, width of a user's vector or more) -> (n,) what is added to the logit of whatever the user is
-        shown; zeros without a line."""
-        if self.line is None:
-            return vectors.new_zeros(len(vectors))
-        visit = self._scaled("user", vectors)[:, list(VISIT)]
-        return self.line(visit.to(self.line.weight.dtype)).squeeze(1).float()
-
-    def _scaled(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         mean = getattr(self, f"mean_{name}")
-        return ((vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")).clamp(-6, 6)
+        scaled = (vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")
+        kind = next(self.maps[name].parameters()).dtype
+        return self.maps[name](scaled.clamp(-6, 6).to(kind))
+
+    def bias(self, users: torch.Tensor) -> torch.Tensor:
+        """(n, whole width) of user vectors -> (n,) what is added to the logit of whatever they are shown:
+        zeros for a student without a user bias."""
+        return users.new_zeros(len(users)) if self.user_bias is None else self.user_bias(users)
 
 
 @dataclass
@@ -188,7 +208,7 @@ class Student(nn.Module):
         hidden = self.hidden(batch)
         logits = preference = self._preference(hidden, batch)
         loss = self.pair_weight * pairwise_loss(preference, batch.labels, batch.users)
-        if self.projector.line is not None:
+        if self.projector.user_bias is not None:
             logits = preference.detach() + self._bias(batch)
             loss = loss + self.bias_pair_weight * pairwise_loss(logits, batch.labels, batch.users)
         answer = F.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="none")

@@ -85,16 +85,16 @@ def test_a_users_vector_by_hand():
     assert user == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_visit_ends_with_a_week_without_ratings():
-    late = encoded(0, now=4 + 7)["user"][list(VISIT)]
+def test_a_visit_ends_with_a_month_without_ratings():
+    late = encoded(0, now=4 + 30)["user"][list(VISIT)]
     assert late == pytest.approx([0, 0.2 / 33], rel=1e-5)
-    later = encoded(0, now=4 + 7.1)["user"][list(VISIT)]
+    later = encoded(0, now=4 + 30.1)["user"][list(VISIT)]
     assert later == pytest.approx([0.2 / 8, 0], rel=1e-5)
 
     items, residuals = np.array([1, 2, 3], np.int32), np.array([0.4, -0.5, 0.3])
-    times = (np.array([1, 9, 10]) * DAY).astype(np.int64)
+    times = (np.array([1, 32, 33]) * DAY).astype(np.int64)
     known = Histories.build(np.zeros(3, np.int32), items, np.array([1, 0, 1]), residuals, times, 1)
-    second = encoded(0, now=11, known=known)["user"][list(VISIT)]
+    second = encoded(0, now=34, known=known)["user"][list(VISIT)]
     assert second == pytest.approx([0.4 / 6, (-0.5 + 0.3) / 33], rel=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_a_user_without_history_and_a_moment_without_neighbours_have_neutral_vec
 def test_widths_are_as_announced():
     found = encoded(0, now=5)
     assert {name: len(values) for name, values in found.items()} == dimensions(2, 2)
-    assert dimensions(0, 0) == {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
+    assert dimensions(0, 0) == {"user": USER_SCALARS + 2, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
 
 
 def test_rows_do_not_disturb_each_other():

@@ -29,6 +29,7 @@ from ray_app.student.tokens import train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
+LENGTHS = WIDTHS | {"user": USER_SCALARS + len(VISIT)}
 YES, NO, VOCAB = 7, 8, 40
 
 
@@ -66,7 +67,7 @@ def batch() -> Batch:
     ids = torch.randint(9, VOCAB, (3, 7), generator=rng)
     return Batch(
         ids=ids,
-        vectors={name: torch.randn(3, width, generator=rng) for name, width in WIDTHS.items()},
+        vectors={name: torch.randn(3, width, generator=rng) for name, width in LENGTHS.items()},
         soft={
             "user": torch.tensor([1, 1, 1]),
             "item": torch.tensor([2, 2, 3]),
@@ -183,8 +184,8 @@ def biased() -> Student:
     """The student with a line of 2 x (before the visit) - 1 x (in the visit) + .5."""
     model = student(user_bias=True)
     with torch.no_grad():
-        model.projector.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
-        model.projector.line.bias.fill_(0.5)
+        model.projector.user_bias.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
+        model.projector.user_bias.line.bias.fill_(0.5)
     return model
 
 
@@ -221,7 +222,7 @@ def test_with_a_user_bias_the_lm_learns_from_pairs_and_text_and_the_line_from_th
         model(given)["loss"].backward()
         return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
-    line = {"projector.line.weight", "projector.line.bias"}
+    line = {"projector.user_bias.line.weight", "projector.user_bias.line.bias"}
     assert learnt(lm=0.0, line=1.0) == line
     assert line < learnt(lm=1.0, line=0.0)
 
@@ -229,12 +230,12 @@ def test_with_a_user_bias_the_lm_learns_from_pairs_and_text_and_the_line_from_th
 @pytest.mark.parametrize("user_bias", [False, True])
 def test_a_saved_projector_comes_back_with_its_line_if_it_has_one(user_bias):
     projector = Projector(WIDTHS, 32, user_bias=user_bias)
-    projector.fit_scaling({name: torch.randn(50, width) for name, width in WIDTHS.items()})
+    projector.fit_scaling({name: torch.randn(50, width) for name, width in LENGTHS.items()})
     again = Projector.load(projector.state_dict(), 32)
-    vectors = torch.randn(3, WIDTHS["user"])
+    vectors = torch.randn(3, LENGTHS["user"])
     assert torch.equal(again.bias(vectors), projector.bias(vectors))
     assert torch.equal(again.eval()("user", vectors), projector.eval()("user", vectors))
-    assert (again.line is None) != user_bias
+    assert (again.user_bias is None) != user_bias
 
 
 def test_a_lora_phase_learns_lora_and_projector_and_nothing_else():
