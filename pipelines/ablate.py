@@ -38,7 +38,8 @@ SHARED = ["prepare", "swing", "encode", "reason"]
 """Stages that every row of the table has in common, seeds included."""
 VARIANTS: dict[str, list[str]] = {
     "full": [],
-    "soft-tokens": ["prompt.soft_tokens=false"],
+    "soft-tokens": ["prompt.soft_tokens=false", "student.direct=0"],
+    "direct": ["student.direct=0"],
     "text": ["prompt.sections=[]"],
     "reasoning": ["train.loss_reason={answer: 0, text: 0}"],
     "pairwise": ["train.pair_weight=0"],

@@ -270,9 +270,8 @@ class StudentConfig(Section):
     latent parts too, which some ten thousand rows are too few to learn from."""
     projector_dropout: float = Field(default=0.1, ge=0, lt=1)
     """On the collaborative vectors and inside the projector, in training."""
-    user_bias: bool = False
-    """Add to the logit a line through how much more than others the user liked before this visit and in it.
-    The LM then learns from pairs of one user's rows alone (`train.pair_weight`), and the line from all."""
+    direct: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the score that comes from a small network beside the LM, which reads the same vectors."""
     max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -308,8 +307,6 @@ class TrainConfig(Section):
     pair_weight: float = Field(default=0.5, ge=0)
     """Weight of the pairwise loss over rows of one user with different labels (Rendle et al. 2009): more
     of it trades AUC for order within users."""
-    bias_pair_weight: float = Field(default=0.5, ge=0)
-    """The same for the loss that the user bias learns from."""
     section_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Probability that a Yes/No row's prompt loses each optional section in training."""
     min_experts: int = Field(default=3, ge=1)

@@ -147,7 +147,7 @@ def small_config(inputs: Path, **train: object) -> Config:
                 "language_epochs": 0.6,
             },
             "projector_dropout": 0.0,
-            "user_bias": True,
+            "direct": 0.6,
             "max_length": 384,
         },
         "train": {

@@ -41,7 +41,7 @@ class StudentEngine(Protocol):
     """The student as a service. Raises EngineError when the engine has died."""
 
     async def score(self, requests: list[Scoring]) -> np.ndarray:
-        """float32 [n]: logit(Yes) - logit(No) of each request, plus the user bias if the student has one."""
+        """float32 [n]: score of Yes against No, a logit, of each request."""
         ...
 
     async def write(self, requests: list[Writing]) -> list[str]:

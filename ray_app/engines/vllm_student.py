@@ -29,7 +29,6 @@ from ray_app.engines.phrasebook import Proposer
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
-from ray_app.prompts.student import USER
 from ray_app.student.adapters import check_adapters, readable
 from ray_app.student.tokens import answer_ids, encode
 from ray_app.telemetry import ENGINE, Telemetry
@@ -113,16 +112,19 @@ class VllmStudent:
         for at, output in enumerate(outputs):
             found = output.outputs[0].logprobs[0]
             logits[at] = found[self.yes].logprob - found[self.no].logprob
-        return logits + self._bias(requests)
+        return self._with_direct(logits, requests)
 
-    def _bias(self, requests: list[Scoring]) -> np.ndarray:
-        """float32 [n] of each request's user, where the prompt shows the user's vector."""
+    def _with_direct(self, logits: np.ndarray, requests: list[Scoring]) -> np.ndarray:
         import torch
 
-        users = np.stack([np.asarray(request.vectors["user"], np.float32) for request in requests])
+        if self._projector.direct is None or not requests:
+            return logits
+        vectors = {
+            name: torch.from_numpy(np.stack([np.asarray(one.vectors[name], np.float32) for one in requests]))
+            for name in self.widths
+        }
         with torch.no_grad():
-            bias = self._projector.bias(torch.from_numpy(users)).numpy()
-        return np.where([USER in request.prompt for request in requests], bias, np.float32(0))
+            return self._projector.score(torch.from_numpy(logits), vectors).numpy()
 
     async def write(self, requests: list[Writing]) -> list[str]:
         from vllm import SamplingParams

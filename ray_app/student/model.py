@@ -9,16 +9,11 @@
           hidden state at the answer ── logit(Yes) - logit(No)  ── binary cross entropy, pairwise loss
           hidden states of the text  ── next-token logits       ── language-model loss
 
-    with a user bias, a line through two statistics of the user's vector:
-
-          logit(Yes) - logit(No)             ── pairwise loss
-          logit(Yes) - logit(No) + user bias ── binary cross entropy, pairwise loss; the bias alone learns
+With a share for `student.direct`, the score is that part of it, and of the logit difference the rest.
 
 Soft tokens follow CoLLM (Zhang et al., arXiv 2310.19488). Logits are computed only where a loss needs them.
 The pairwise loss is that of Bayesian personalised ranking (Rendle et al. 2009) over the rows of a batch that
-belong to one user. The user bias is b_u(t) of Koren (Collaborative filtering with temporal dynamics, 2009):
-what a user thinks of whatever is shown changes by the day, and where the LM has to follow that, it orders
-the items of one user worse.
+belong to one user.
 """
 
 from __future__ import annotations
@@ -31,46 +26,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ray_app.collab.features import VISIT
 from ray_app.config import BootstrapConfig, LoraSection
+from ray_app.student.direct import Direct, pairwise_loss
 
 SOFT_NAMES = ("user", "item", "pair")
-
-
-class UserBias(nn.Module):
-    """b_u(t): a line through what a user thought of things before this visit, and in it.
-
-    The projector does not read these two, so that the LM has the user's mood from one place only.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.line = nn.Linear(len(VISIT), 1)
-        nn.init.zeros_(self.line.weight)
-        nn.init.zeros_(self.line.bias)
-        self.register_buffer("mean", torch.zeros(len(VISIT)))
-        self.register_buffer("scale", torch.ones(len(VISIT)))
-
-    def fit_scaling(self, users: torch.Tensor) -> None:
-        """Standardise by user vectors (n, whole width) of training rows."""
-        visit = users[:, list(VISIT)]
-        self.get_buffer("mean").copy_(visit.mean(0))
-        self.get_buffer("scale").copy_(1 / visit.std(0).clamp_min(1e-3))
-
-    def forward(self, users: torch.Tensor) -> torch.Tensor:
-        """(n, whole width) -> (n,)"""
-        scaled = (users[:, list(VISIT)] - self.get_buffer("mean")) * self.get_buffer("scale")
-        return self.line(scaled.clamp(-6, 6).to(self.line.weight.dtype)).squeeze(1).float()
 
 
 class Projector(nn.Module):
     """Maps each collaborative vector, its leading `widths[name]` entries, to an embedding by a two-layer MLP.
 
-    Dropout falls on the inputs too, so that no single statistic is learnt by heart. `user_bias`: whether it
-    holds a line for `bias`.
+    Dropout falls on the inputs too, so that no single statistic is learnt by heart. `share`: of the score
+    that comes from `direct`, which reads the same vectors and is kept here; 0 has none.
     """
 
-    def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0, user_bias: bool = False):
+    def __init__(self, widths: Mapping[str, int], hidden: int, dropout: float = 0.0, share: float = 0.0):
         super().__init__()
         inner = max(64, hidden)
         self.maps = nn.ModuleDict(
@@ -88,13 +57,13 @@ class Projector(nn.Module):
         for name, width in widths.items():
             self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"scale_{name}", torch.ones(width))
-        self.user_bias = UserBias() if user_bias else None
+        self.direct = Direct(widths, share) if share else None
 
     @classmethod
     def load(cls, state: Mapping[str, torch.Tensor], hidden: int) -> Projector:
-        """From a state dict, as `state_dict` gives it. Raises RuntimeError where it does not fit."""
+        """From a state dict. Raises RuntimeError where it does not fit."""
         widths = {key.removeprefix("mean_"): len(v) for key, v in state.items() if key.startswith("mean_")}
-        projector = cls(widths, hidden, user_bias=any(key.startswith("user_bias.") for key in state))
+        projector = cls(widths, hidden, share=float(state.get("direct.share", 0.0)))
         projector.load_state_dict(state)
         return projector
 
@@ -104,8 +73,8 @@ class Projector(nn.Module):
             read = value[:, : self.widths[name]]
             getattr(self, f"mean_{name}").copy_(read.mean(0))
             getattr(self, f"scale_{name}").copy_(1 / read.std(0).clamp_min(1e-3))
-        if self.user_bias is not None:
-            self.user_bias.fit_scaling(vectors["user"])
+        if self.direct is not None:
+            self.direct.fit_scaling(vectors)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -119,10 +88,12 @@ class Projector(nn.Module):
         kind = next(self.maps[name].parameters()).dtype
         return self.maps[name](scaled.clamp(-6, 6).to(kind))
 
-    def bias(self, users: torch.Tensor) -> torch.Tensor:
-        """(n, whole width) of user vectors -> (n,) what is added to the logit of whatever they are shown:
-        zeros for a student without a user bias."""
-        return users.new_zeros(len(users)) if self.user_bias is None else self.user_bias(users)
+    def score(self, logits: torch.Tensor, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(n,) what the LM says of the rows with these whole vectors -> (n,) with the direct part."""
+        if self.direct is None:
+            return logits
+        share = self.direct.share
+        return (1 - share) * logits + share * self.direct(vectors)
 
 
 @dataclass
@@ -152,22 +123,11 @@ class Batch:
 
 
 class Student(nn.Module):
-    """A causal LM with a projector. `lm` may carry a PEFT adapter.
+    """A causal LM with a projector. `lm` may carry a PEFT adapter."""
 
-    pair_weight: of the pairwise loss that the LM learns from; bias_pair_weight: of that of the user bias.
-    """
-
-    def __init__(
-        self,
-        lm: Any,
-        projector: Projector,
-        yes: int,
-        no: int,
-        pair_weight: float = 0.0,
-        bias_pair_weight: float = 0.0,
-    ):
+    def __init__(self, lm: Any, projector: Projector, yes: int, no: int, pair_weight: float = 0.0):
         super().__init__()
-        self.pair_weight, self.bias_pair_weight = pair_weight, bias_pair_weight
+        self.pair_weight = pair_weight
         self.lm = lm
         self.projector = projector
         self.yes, self.no = yes, no
@@ -190,41 +150,41 @@ class Student(nn.Module):
         return body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
     def answer_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """(B,) logit(Yes) - logit(No) at the answer, plus the user bias."""
-        return self._preference(hidden, batch) + self._bias(batch)
+        """(B,) score of Yes against No: logit(Yes) - logit(No) at the answer, with the direct part."""
+        return self.projector.score(self._lm_logits(hidden, batch), batch.vectors)
 
-    def _preference(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _lm_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         at = hidden[torch.arange(len(hidden), device=hidden.device), batch.answer]
         head = self.lm.get_output_embeddings().weight
         return (at @ (head[self.yes] - head[self.no])).float()
 
-    def _bias(self, batch: Batch) -> torch.Tensor:
-        """(B,); only of users whose vector the prompt shows."""
-        shown = batch.soft["user"] >= 0
-        return torch.where(shown, self.projector.bias(batch.vectors["user"]), 0.0)
-
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss of a batch: weighted mean over rows, plus the pairwise losses; and the answer logits."""
+        """Loss of a batch: weighted mean over rows, plus the pairwise loss and that of the direct part; and
+        the LM's answer logits."""
         hidden = self.hidden(batch)
-        logits = preference = self._preference(hidden, batch)
-        loss = self.pair_weight * pairwise_loss(preference, batch.labels, batch.users)
-        if self.projector.user_bias is not None:
-            logits = preference.detach() + self._bias(batch)
-            loss = loss + self.bias_pair_weight * pairwise_loss(logits, batch.labels, batch.users)
+        logits = self._lm_logits(hidden, batch)
         answer = F.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="none")
         text_logits = self.lm.get_output_embeddings()(hidden[batch.text_rows, batch.text_positions])
         token = F.cross_entropy(text_logits.float(), batch.text_targets, reduction="none")
         count = torch.zeros_like(answer).index_add(0, batch.text_rows, torch.ones_like(token))
         text = torch.zeros_like(answer).index_add(0, batch.text_rows, token) / count.clamp_min(1)
-        loss = loss + (batch.answer_weight * answer + batch.text_weight * text).mean()
+        loss = (batch.answer_weight * answer + batch.text_weight * text).mean()
+        if self.pair_weight:
+            loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
+        if self.projector.direct is not None:
+            loss = loss + self.projector.direct.loss(*_decided(batch))
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
 
 
-def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid(liked - disliked) over all pairs of one user's rows; 0 without a pair."""
-    pairs = (users[:, None] == users[None]) & (labels[:, None] > labels[None])
-    above = (logits[:, None] - logits[None])[pairs]
-    return F.softplus(-above).sum() / max(len(above), 1)
+def _decided(batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Vectors, labels and users of the rows that are there for their answer: a few reasoning rows, alone in a
+    batch for their length, would weigh as much as a hundred others."""
+    rows = batch.answer_weight > batch.text_weight
+    return (
+        {name: values[rows] for name, values in batch.vectors.items()},
+        batch.labels[rows],
+        batch.users[rows],
+    )
 
 
 def _mean(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

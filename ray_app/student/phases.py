@@ -114,10 +114,13 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     else:
         lm = load_base(config, folder)
     torch.manual_seed(config.seed)
-    own, train = config.student, config.train
-    projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.user_bias)
+    own = config.student
+    projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.direct)
     if phase.source and not phase.new_projector:
         projector.load_state_dict(torch.load(folder / phase.source / PROJECTOR, weights_only=True))
+        if projector.direct is not None:
+            # It has seen every training row; a mix of some of them has nothing to teach it.
+            projector.direct.requires_grad_(False)
     if phase.warm:
         from peft import PeftModel
 
@@ -125,7 +128,7 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
         projector.requires_grad_(False)
     elif not phase.whole:
         lm = with_lora(lm, own.lora, "default")
-    return Student(lm, projector, *answer_ids(tokenizer), train.pair_weight, train.bias_pair_weight)
+    return Student(lm, projector, *answer_ids(tokenizer), config.train.pair_weight)
 
 
 def optimizer(phase: Phase, student: Student, weight_decay: float) -> torch.optim.Optimizer:

@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipelines.train_checkpoints import WEIGHTS, Interrupted, learning, sizes_in, whole
 from pipelines.train_data import steps_of, stream
 from pipelines.train_loop import schedule
-from ray_app.collab.features import USER_SCALARS, VISIT
 from ray_app.config import Config, LoraSection, load, validate
 from ray_app.student.model import (
     SOFT_NAMES,
@@ -28,8 +27,7 @@ from ray_app.student.phases import LANGUAGE, Phase, build, optimizer, phases, sa
 from ray_app.student.tokens import train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
-LENGTHS = WIDTHS | {"user": USER_SCALARS + len(VISIT)}
+WIDTHS = {"user": 5, "item": 4, "pair": 3}
 YES, NO, VOCAB = 7, 8, 40
 
 
@@ -56,9 +54,9 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def student(lora: bool = False, user_bias: bool = False) -> Student:
+def student(lora: bool = False) -> Student:
     lm = with_lora(tiny(), LoraSection(r=2, alpha=4), "default") if lora else tiny()
-    return Student(lm, Projector(WIDTHS, 32, user_bias=user_bias), YES, NO)
+    return Student(lm, Projector(WIDTHS, 32), YES, NO)
 
 
 def batch() -> Batch:
@@ -67,7 +65,7 @@ def batch() -> Batch:
     ids = torch.randint(9, VOCAB, (3, 7), generator=rng)
     return Batch(
         ids=ids,
-        vectors={name: torch.randn(3, width, generator=rng) for name, width in LENGTHS.items()},
+        vectors={name: torch.randn(3, width, generator=rng) for name, width in WIDTHS.items()},
         soft={
             "user": torch.tensor([1, 1, 1]),
             "item": torch.tensor([2, 2, 3]),
@@ -178,64 +176,6 @@ def test_the_pairwise_loss_is_added_by_its_weight():
     assert float(model(given)["loss"].detach()) == pytest.approx(
         float((plain["loss"] + 2 * pairs).detach()), rel=1e-5
     )
-
-
-def biased() -> Student:
-    """The student with a line of 2 x (before the visit) - 1 x (in the visit) + .5."""
-    model = student(user_bias=True)
-    with torch.no_grad():
-        model.projector.user_bias.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
-        model.projector.user_bias.line.bias.fill_(0.5)
-    return model
-
-
-def test_a_user_bias_is_a_line_through_two_statistics_where_the_prompt_shows_the_user():
-    model, given = biased(), batch()
-    before, within = given.vectors["user"][:, list(VISIT)].T
-    with torch.no_grad():
-        plain = student()(given)["logits"]
-        assert torch.allclose(model(given)["logits"], plain + 2 * before - within + 0.5, atol=1e-5)
-        hidden = model.hidden(given)
-        assert torch.equal(model.answer_logits(hidden, given), model(given)["logits"])
-        given.soft["user"][1] = -1
-        unseen = student()(given)["logits"]
-        assert float(model(given)["logits"][1]) == pytest.approx(float(unseen[1]), abs=1e-6)
-        given.vectors["user"][0, VISIT[0]] = 100.0
-        assert float(model.projector.bias(given.vectors["user"])[0]) == pytest.approx(
-            2 * 6 - float(within[0]) + 0.5, abs=1e-5
-        )
-
-
-def test_with_a_user_bias_the_lm_learns_from_pairs_and_text_and_the_line_from_the_rest():
-    model, given = biased(), batch()
-    given.text_weight[:] = 0
-    model.bias_pair_weight = 0.7
-    out = model(given)
-    answers = F.binary_cross_entropy_with_logits(out["logits"], given.labels.float(), reduction="none")
-    pairs = pairwise_loss(out["logits"], given.labels, given.users)
-    expected = (given.answer_weight * answers).mean() + 0.7 * pairs
-    assert float(out["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-
-    def learnt(**weights: float) -> set[str]:
-        model.zero_grad()
-        model.pair_weight, model.bias_pair_weight = weights["lm"], weights["line"]
-        model(given)["loss"].backward()
-        return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-
-    line = {"projector.user_bias.line.weight", "projector.user_bias.line.bias"}
-    assert learnt(lm=0.0, line=1.0) == line
-    assert line < learnt(lm=1.0, line=0.0)
-
-
-@pytest.mark.parametrize("user_bias", [False, True])
-def test_a_saved_projector_comes_back_with_its_line_if_it_has_one(user_bias):
-    projector = Projector(WIDTHS, 32, user_bias=user_bias)
-    projector.fit_scaling({name: torch.randn(50, width) for name, width in LENGTHS.items()})
-    again = Projector.load(projector.state_dict(), 32)
-    vectors = torch.randn(3, LENGTHS["user"])
-    assert torch.equal(again.bias(vectors), projector.bias(vectors))
-    assert torch.equal(again.eval()("user", vectors), projector.eval()("user", vectors))
-    assert (again.user_bias is None) != user_bias
 
 
 def test_a_lora_phase_learns_lora_and_projector_and_nothing_else():

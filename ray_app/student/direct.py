@@ -1,0 +1,102 @@
+"""A second way from the collaborative vectors to the answer, beside the LM: a small network.
+
+    score = preference + user bias
+
+The *preference*, an MLP over the statistics of user, item and pair, learns the order of one user's items:
+pairs (Rendle et al. 2009) and, at half the weight, cross-entropy of the whole score. The *user bias* is
+b_u(t) of Koren (Collaborative filtering with temporal dynamics, 2009): a line through what the user thought
+of things before this visit, and in it. It learns from all rows, and the preference does not feel it do so.
+One network for both follows a user's mood more than it should: each like raises what comes next, and the
+order of a user's items, which come one after the other, pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ray_app.collab.features import VISIT
+
+HIDDEN, DROPOUT = 64, 0.05
+CROSS_ENTROPY, BIAS_PAIRS = 0.5, 0.3
+"""Weights beside that of the preference's pairs and of the bias's cross-entropy, which are 1: chosen on
+MovieLens-1M's validation rows (docs/results.md)."""
+
+
+class Direct(nn.Module):
+    """Reads whole vectors, whose leading `widths` entries are statistics, and gives `share` of the score."""
+
+    share: torch.Tensor
+
+    def __init__(self, widths: Mapping[str, int], share: float):
+        super().__init__()
+        self._widths = dict(widths)
+        total = sum(widths.values())
+        self.preference = nn.Sequential(
+            nn.Dropout(DROPOUT),
+            nn.Linear(total, HIDDEN),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, 1),
+        )
+        self.line = nn.Linear(len(VISIT), 1)
+        nn.init.zeros_(self.line.weight)
+        nn.init.zeros_(self.line.bias)
+        self.register_buffer("share", torch.tensor(share))
+        for name, width in (("statistics", total), ("visit", len(VISIT))):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_scale", torch.ones(width))
+
+    def fit_scaling(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        """Standardise by the vectors of training rows."""
+        for name, values in (("statistics", self._statistics(vectors)), ("visit", _visit(vectors))):
+            self.get_buffer(f"{name}_mean").copy_(values.mean(0))
+            self.get_buffer(f"{name}_scale").copy_(1 / values.std(0).clamp_min(1e-3))
+
+    def forward(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """name -> (n, whole width) -> (n,) score, a logit."""
+        return self._preference(vectors) + self._bias(vectors)
+
+    def loss(
+        self, vectors: Mapping[str, torch.Tensor], labels: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Of some rows. Of none it is 0 with gradients of 0: all workers reduce the same parameters."""
+        if not len(labels):
+            return self(vectors).sum()
+        preference, bias = self._preference(vectors), self._bias(vectors)
+        score = preference.detach() + bias
+        return (
+            pairwise_loss(preference, labels, users)
+            + CROSS_ENTROPY * F.binary_cross_entropy_with_logits(preference + bias.detach(), labels.float())
+            + F.binary_cross_entropy_with_logits(score, labels.float())
+            + BIAS_PAIRS * pairwise_loss(score, labels, users)
+        )
+
+    def _preference(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._read(self.preference, "statistics", self._statistics(vectors))
+
+    def _bias(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._read(self.line, "visit", _visit(vectors))
+
+    def _read(self, network: nn.Module, name: str, values: torch.Tensor) -> torch.Tensor:
+        scaled = (values - self.get_buffer(f"{name}_mean")) * self.get_buffer(f"{name}_scale")
+        return network(scaled.clamp(-6, 6).to(self.line.weight.dtype)).squeeze(1).float()
+
+    def _statistics(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([vectors[name][:, :width] for name, width in self._widths.items()], 1)
+
+
+def _visit(vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return vectors["user"][:, list(VISIT)]
+
+
+def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid(liked - disliked) over all pairs of one user's rows; 0 without a pair."""
+    pairs = (users[:, None] == users[None]) & (labels[:, None] > labels[None])
+    above = (logits[:, None] - logits[None])[pairs]
+    return F.softplus(-above).sum() / max(len(above), 1)
