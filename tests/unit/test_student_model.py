@@ -13,13 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipelines.train_checkpoints import WEIGHTS, Interrupted, learning, sizes_in, whole
 from pipelines.train_data import steps_of, stream
 from pipelines.train_loop import schedule
+from ray_app.collab.features import USER_SCALARS, VISIT
 from ray_app.config import Config, LoraSection, load, validate
+from ray_app.student.direct import pairwise_loss
 from ray_app.student.model import (
     SOFT_NAMES,
     Batch,
     Projector,
     Student,
-    pairwise_loss,
     trainable,
     with_lora,
 )
@@ -27,7 +28,8 @@ from ray_app.student.phases import LANGUAGE, Phase, build, optimizer, phases, sa
 from ray_app.student.tokens import train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-WIDTHS = {"user": 5, "item": 4, "pair": 3}
+WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
+LENGTHS = WIDTHS | {"user": USER_SCALARS + len(VISIT)}
 YES, NO, VOCAB = 7, 8, 40
 
 
@@ -54,9 +56,9 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def student(lora: bool = False) -> Student:
+def student(lora: bool = False, share: float = 0.0) -> Student:
     lm = with_lora(tiny(), LoraSection(r=2, alpha=4), "default") if lora else tiny()
-    return Student(lm, Projector(WIDTHS, 32), YES, NO)
+    return Student(lm, Projector(WIDTHS, 32, share=share), YES, NO)
 
 
 def batch() -> Batch:
@@ -65,7 +67,7 @@ def batch() -> Batch:
     ids = torch.randint(9, VOCAB, (3, 7), generator=rng)
     return Batch(
         ids=ids,
-        vectors={name: torch.randn(3, width, generator=rng) for name, width in WIDTHS.items()},
+        vectors={name: torch.randn(3, width, generator=rng) for name, width in LENGTHS.items()},
         soft={
             "user": torch.tensor([1, 1, 1]),
             "item": torch.tensor([2, 2, 3]),
@@ -157,15 +159,6 @@ def test_the_projector_reads_the_leading_entries_and_no_others():
     assert torch.equal(projector("user", vector), projector("user", other))
 
 
-def test_pairs_are_those_of_one_user_with_different_labels():
-    """User 0: 1.0 liked, 0.5 not; user 1: -1.0 liked, 2.0 and 0.0 not; user 2 has no pair."""
-    logits = torch.tensor([1.0, 0.5, -1.0, 2.0, 0.0, 9.0])
-    labels, users = torch.tensor([1, 0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
-    expected = np.mean(np.log1p(np.exp([-(1.0 - 0.5), 1.0 + 2.0, 1.0 + 0.0])))
-    assert float(pairwise_loss(logits, labels, users)) == pytest.approx(expected, rel=1e-6)
-    assert float(pairwise_loss(logits[:1], labels[:1], users[:1])) == 0
-
-
 def test_the_pairwise_loss_is_added_by_its_weight():
     model, given = student(), batch()
     given.labels[:] = torch.tensor([1, 0, 1])
@@ -176,6 +169,21 @@ def test_the_pairwise_loss_is_added_by_its_weight():
     assert float(model(given)["loss"].detach()) == pytest.approx(
         float((plain["loss"] + 2 * pairs).detach()), rel=1e-5
     )
+
+
+def test_a_direct_part_learns_beside_the_lm_from_the_rows_that_are_there_for_their_answer():
+    torch.manual_seed(0)
+    model, given = student(share=0.6).eval(), batch()
+    assert (given.answer_weight > given.text_weight).tolist() == [True, False, False]
+    alone = student().eval()
+    alone.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        first = {name: values[:1] for name, values in given.vectors.items()}
+        own = model.projector.direct.loss(first, given.labels[:1], given.users[:1])
+        assert float(model(given)["loss"]) == pytest.approx(float(alone(given)["loss"] + own), rel=1e-5)
+        logits = model(given)["logits"]
+        expected = 0.4 * logits + 0.6 * model.projector.direct(given.vectors)
+        assert torch.allclose(model.answer_logits(model.hidden(given), given), expected, atol=1e-6)
 
 
 def test_a_lora_phase_learns_lora_and_projector_and_nothing_else():
@@ -206,7 +214,8 @@ def test_a_step_on_one_batch_lowers_both_losses():
     assert float(last["text"]) < float(first["text"])
 
 
-SMALL = validate({"student": {"bootstrap": {"hidden": 32, "layers": 1, "heads": 1, "vocab": 400}}}, "test")
+BOOTSTRAP = {"hidden": 32, "layers": 1, "heads": 1, "vocab": 400}
+SMALL = validate({"student": {"bootstrap": BOOTSTRAP, "direct": 0.6}}, "test")
 
 
 def test_phases_come_in_order_and_a_given_base_needs_none_of_its_own():
@@ -251,7 +260,8 @@ def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     assert torch.equal(base.embed_tokens.weight, language.lm.model.embed_tokens.weight)
     assert float(base.norm.weight[0]) == 0.5
     lora = 1 * 2 * 8 * (32 + 32)
-    assert trainable(general) == lora + sum(p.numel() for p in general.projector.parameters())
+    # The direct part has seen every row; only what gives the soft tokens goes on learning.
+    assert trainable(general) == lora + sum(p.numel() for p in general.projector.maps.parameters())
     with torch.no_grad():
         for name, parameter in general.lm.named_parameters():
             if "lora_B" in name:

@@ -1,0 +1,115 @@
+"""The direct part of the student's score: by hand, what learns from what, how it comes back from a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ray_app.collab.features import USER_SCALARS, VISIT
+from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, Direct, pairwise_loss
+from ray_app.student.model import Projector
+
+WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
+LENGTHS = {"user": USER_SCALARS + len(VISIT) + 2, "item": 6, "pair": 3}
+ROWS = 8
+
+
+def vectors(rows: int = ROWS) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return {name: torch.randn(rows, width, generator=rng) for name, width in LENGTHS.items()}
+
+
+def direct() -> Direct:
+    """Its bias is 2 x (before the visit) - 1 x (in the visit) + .5."""
+    torch.manual_seed(0)
+    found = Direct(WIDTHS, 0.6).eval()
+    with torch.no_grad():
+        found.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
+        found.line.bias.fill_(0.5)
+    return found
+
+
+LABELS = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
+USERS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 3])
+
+
+def test_the_score_is_the_preference_plus_a_line_through_the_visit():
+    model, given = direct(), vectors()
+    before, within = given["user"][:, list(VISIT)].T
+    read = torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1)
+    expected = model.preference(read).squeeze(1) + 2 * before - within + 0.5
+    assert torch.allclose(model(given), expected, atol=1e-5)
+    given["item"][:, WIDTHS["item"] :] += 7  # content and latent parts are not read
+    assert torch.allclose(model(given), expected, atol=1e-5)
+
+
+def test_it_standardises_what_it_was_fitted_on_and_no_value_runs_away():
+    model, given = direct(), vectors(200)
+    given["user"] = 5 + 3 * given["user"]
+    given["user"][:, 0] = 4.0
+    model.fit_scaling(given)
+    visit = given["user"][:, list(VISIT)]
+    before, within = ((visit - visit.mean(0)) / visit.std(0)).T
+    far = {name: values.clone() for name, values in given.items()}
+    far["user"][:, VISIT[0]] = 1e9
+    with torch.no_grad():
+        moved = model(far) - model(given)
+    assert torch.allclose(moved, 2 * (6 - before), atol=1e-3)
+    assert torch.isfinite(model(far)).all()
+    assert float(within.std()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_line_from_the_rest():
+    model, given = direct(), vectors()
+    loss = model.loss(given, LABELS, USERS)
+    preference = model.preference(torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1))
+    preference = preference.squeeze(1)
+    score, labels = model(given), LABELS.float()
+    entropy = F.binary_cross_entropy_with_logits(score, labels)
+    own = pairwise_loss(preference, LABELS, USERS) + CROSS_ENTROPY * entropy
+    others = entropy + BIAS_PAIRS * pairwise_loss(score, LABELS, USERS)
+    assert float(loss.detach()) == pytest.approx(float((own + others).detach()), rel=1e-5)
+
+    loss.backward()
+    for weight, part in ((model.preference[-1].weight, own), (model.line.weight, others)):
+        assert weight.grad is not None
+        expected = torch.autograd.grad(part, [weight], retain_graph=True)[0]
+        assert torch.allclose(weight.grad, expected, atol=1e-6)
+
+
+def test_a_batch_without_rows_costs_nothing_and_has_gradients_for_all_workers_to_reduce():
+    model = direct()
+    nobody = torch.zeros(0, dtype=torch.long)
+    loss = model.loss(vectors(0), nobody, nobody)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_a_projector_brings_it_along_and_weighs_it(share):
+    torch.manual_seed(0)
+    projector = Projector(WIDTHS, 32, share=share).eval()
+    projector.fit_scaling(vectors(50))
+    again = Projector.load(projector.state_dict(), 32).eval()
+    logits, given = torch.linspace(-1, 1, ROWS), vectors()
+    with torch.no_grad():
+        score = again.score(logits, given)
+        assert torch.equal(score, projector.score(logits, given))
+        if share:
+            assert again.direct is not None
+            assert torch.allclose(score, 0.4 * logits + 0.6 * again.direct(given), atol=1e-6)
+        else:
+            assert again.direct is None
+            assert torch.equal(score, logits)
+
+
+def test_pairs_are_those_of_one_user_with_different_labels():
+    """User 0: 1.0 liked, 0.5 not; user 1: -1.0 liked, 2.0 and 0.0 not; user 2 has no pair."""
+    logits = torch.tensor([1.0, 0.5, -1.0, 2.0, 0.0, 9.0])
+    labels, users = torch.tensor([1, 0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
+    expected = np.mean(np.log1p(np.exp([-(1.0 - 0.5), 1.0 + 2.0, 1.0 + 0.0])))
+    assert float(pairwise_loss(logits, labels, users)) == pytest.approx(expected, rel=1e-6)
+    assert float(pairwise_loss(logits[:1], labels[:1], users[:1])) == 0
