@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ray_app.collab.features import VISIT
 
 HIDDEN, DROPOUT = 64, 0.05
-CROSS_ENTROPY, BIAS_PAIRS = 0.5, 0.3
+CROSS_ENTROPY, BIAS_PAIRS = 0.5, 0.4
 """Weights beside that of the preference's pairs and of the bias's cross-entropy, which are 1: chosen on
 MovieLens-1M's validation rows (docs/results.md)."""
 
