@@ -1,6 +1,6 @@
 """What the agents ask of the student, whatever runs it.
 
-Implemented by `engines.vllm_student`. Scores are exact differences of logits; texts are the student's
+Implemented by `engines.vllm_student`. Scores are logits of Yes against No; texts are the student's
 reasoning behind its cards (see `prompts.cards`).
 """
 
