@@ -15,7 +15,7 @@ import polars as pl
 from pipelines.common import stage_main
 from ray_app.artifacts import Folder, Run, StageSpec
 from ray_app.collab import features, latent
-from ray_app.collab.features import SCALARS, Catalogue, Histories
+from ray_app.collab.features import Catalogue, Histories, dimensions
 from ray_app.collab.opinions import Crowd
 from ray_app.collab.rolling import roll
 from ray_app.config import Config
@@ -27,7 +27,7 @@ def spec(config: Config, run: Run) -> StageSpec:
         name="encode",
         body=lambda folder: encode_stage(config, run, folder),
         # Whoever has vectors of another layout must not go on with them.
-        keys={"collab": config.collab.model_dump(), "seed": config.seed, "statistics": SCALARS},
+        keys={"collab": config.collab.model_dump(), "seed": config.seed, "layout": dimensions(0, 0)},
         reads=["prepare", "swing"],
     )
 

@@ -36,6 +36,8 @@ SCALARS = {"user": USER_SCALARS, "item": ITEM_SCALARS, "pair": PAIR_SCALARS}
 """How many leading entries of each vector are single statistics; then come features and latent vectors."""
 VISIT = USER_SCALARS, USER_SCALARS + 1
 """Places in a user's vector, behind those, of the mean residual before the visit and of what it has added."""
+USER_TOLD = USER_SCALARS + len(VISIT)
+"""Where a user's residuals per feature begin."""
 MAX_FEATURES = 32
 DAY = 86400.0
 PAUSE = 30 * DAY
@@ -125,7 +127,7 @@ class Histories:
 def dimensions(n_features: int, latent: int) -> dict[str, int]:
     """Length of each vector."""
     return {
-        "user": USER_SCALARS + len(VISIT) + n_features + latent,
+        "user": USER_TOLD + n_features + latent,
         "item": ITEM_SCALARS + n_features + latent,
         "pair": PAIR_SCALARS,
     }
@@ -230,8 +232,7 @@ def _encode(
     pair_out,
 ):
     d = latent.shape[1]
-    told = USER_SCALARS + len(VISIT)
-    n_features = user_out.shape[1] - told - d
+    n_features = user_out.shape[1] - USER_TOLD - d
     profile = np.zeros(n_features, np.float32)
     seen = np.zeros(n_features, np.float32)
     taste = np.zeros(d, np.float32)
@@ -309,11 +310,11 @@ def _encode(
         u[VISIT[0]] = earlier / (n_earlier + 5.0)
         u[VISIT[1]] = (total - earlier) / (n + 30.0)
         for f in range(n_features):
-            u[told + f] = profile[f] / (seen[f] + 5.0)
+            u[USER_TOLD + f] = profile[f] / (seen[f] + 5.0)
         dot = 0.0
         for c in range(d):
             taste[c] /= n + 5.0
-            u[told + n_features + c] = taste[c]
+            u[USER_TOLD + n_features + c] = taste[c]
             dot += taste[c] * latent[i, c]
         v = item_out[k]
         v[0] = item_statistics[k, 1]

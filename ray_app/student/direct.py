@@ -12,8 +12,6 @@ order of a user's items, which come one after the other, pays for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,17 +25,15 @@ MovieLens-1M's validation rows (docs/results.md)."""
 
 
 class Direct(nn.Module):
-    """Reads whole vectors, whose leading `widths` entries are statistics, and gives `share` of the score."""
+    """Reads `width` standardised statistics and the visit's two numbers, and gives `share` of the score."""
 
     share: torch.Tensor
 
-    def __init__(self, widths: Mapping[str, int], share: float):
+    def __init__(self, width: int, share: float):
         super().__init__()
-        self._widths = dict(widths)
-        total = sum(widths.values())
         self.preference = nn.Sequential(
             nn.Dropout(DROPOUT),
-            nn.Linear(total, HIDDEN),
+            nn.Linear(width, HIDDEN),
             nn.GELU(),
             nn.Dropout(DROPOUT),
             nn.Linear(HIDDEN, HIDDEN),
@@ -48,27 +44,25 @@ class Direct(nn.Module):
         nn.init.zeros_(self.line.weight)
         nn.init.zeros_(self.line.bias)
         self.register_buffer("share", torch.tensor(share))
-        for name, width in (("statistics", total), ("visit", len(VISIT))):
-            self.register_buffer(f"{name}_mean", torch.zeros(width))
-            self.register_buffer(f"{name}_scale", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(len(VISIT)))
+        self.register_buffer("scale", torch.ones(len(VISIT)))
 
-    def fit_scaling(self, vectors: Mapping[str, torch.Tensor]) -> None:
-        """Standardise by the vectors of training rows."""
-        for name, values in (("statistics", self._statistics(vectors)), ("visit", _visit(vectors))):
-            self.get_buffer(f"{name}_mean").copy_(values.mean(0))
-            self.get_buffer(f"{name}_scale").copy_(1 / values.std(0).clamp_min(1e-3))
+    def fit_scaling(self, visits: torch.Tensor) -> None:
+        """Standardise by the visits of training rows, (n, 2)."""
+        self.get_buffer("mean").copy_(visits.mean(0))
+        self.get_buffer("scale").copy_(1 / visits.std(0).clamp_min(1e-3))
 
-    def forward(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """name -> (n, whole width) -> (n,) score, a logit."""
-        return self._preference(vectors) + self._bias(vectors)
+    def forward(self, statistics: torch.Tensor, visits: torch.Tensor) -> torch.Tensor:
+        """(n, width), (n, 2) -> (n,) score, a logit."""
+        return self._preference(statistics) + self._bias(visits)
 
     def loss(
-        self, vectors: Mapping[str, torch.Tensor], labels: torch.Tensor, users: torch.Tensor
+        self, statistics: torch.Tensor, visits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor
     ) -> torch.Tensor:
         """Of some rows. Of none it is 0 with gradients of 0: all workers reduce the same parameters."""
         if not len(labels):
-            return self(vectors).sum()
-        preference, bias = self._preference(vectors), self._bias(vectors)
+            return self(statistics, visits).sum()
+        preference, bias = self._preference(statistics), self._bias(visits)
         score = preference.detach() + bias
         return (
             pairwise_loss(preference, labels, users)
@@ -77,22 +71,12 @@ class Direct(nn.Module):
             + BIAS_PAIRS * pairwise_loss(score, labels, users)
         )
 
-    def _preference(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._read(self.preference, "statistics", self._statistics(vectors))
+    def _preference(self, statistics: torch.Tensor) -> torch.Tensor:
+        return self.preference(statistics).squeeze(1).float()
 
-    def _bias(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._read(self.line, "visit", _visit(vectors))
-
-    def _read(self, network: nn.Module, name: str, values: torch.Tensor) -> torch.Tensor:
-        scaled = (values - self.get_buffer(f"{name}_mean")) * self.get_buffer(f"{name}_scale")
-        return network(scaled.clamp(-6, 6).to(self.line.weight.dtype)).squeeze(1).float()
-
-    def _statistics(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat([vectors[name][:, :width] for name, width in self._widths.items()], 1)
-
-
-def _visit(vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return vectors["user"][:, list(VISIT)]
+    def _bias(self, visits: torch.Tensor) -> torch.Tensor:
+        scaled = ((visits - self.get_buffer("mean")) * self.get_buffer("scale")).clamp(-6, 6)
+        return self.line(scaled.to(self.line.weight.dtype)).squeeze(1).float()
 
 
 def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:

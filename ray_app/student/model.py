@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ray_app.collab.features import VISIT
 from ray_app.config import BootstrapConfig, LoraSection
 from ray_app.student.direct import Direct, pairwise_loss
 
@@ -57,7 +58,7 @@ class Projector(nn.Module):
         for name, width in widths.items():
             self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"scale_{name}", torch.ones(width))
-        self.direct = Direct(widths, share) if share else None
+        self.direct = Direct(sum(widths.values()), share) if share else None
 
     @classmethod
     def load(cls, state: Mapping[str, torch.Tensor], hidden: int) -> Projector:
@@ -74,7 +75,7 @@ class Projector(nn.Module):
             getattr(self, f"mean_{name}").copy_(read.mean(0))
             getattr(self, f"scale_{name}").copy_(1 / read.std(0).clamp_min(1e-3))
         if self.direct is not None:
-            self.direct.fit_scaling(vectors)
+            self.direct.fit_scaling(_visits(vectors))
 
     @property
     def widths(self) -> dict[str, int]:
@@ -83,17 +84,27 @@ class Projector(nn.Module):
 
     def forward(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
         """(n, width or more) -> (n, hidden)"""
-        mean = getattr(self, f"mean_{name}")
-        scaled = (vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")
-        kind = next(self.maps[name].parameters()).dtype
-        return self.maps[name](scaled.clamp(-6, 6).to(kind))
+        return self.maps[name](self._scaled(name, vectors))
 
     def score(self, logits: torch.Tensor, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(n,) what the LM says of the rows with these whole vectors -> (n,) with the direct part."""
         if self.direct is None:
             return logits
         share = self.direct.share
-        return (1 - share) * logits + share * self.direct(vectors)
+        return (1 - share) * logits + share * self.direct(*self.read(vectors))
+
+    def read(self, vectors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the direct part reads of whole vectors: all statistics, standardised, and the visits."""
+        return torch.cat([self._scaled(name, vectors[name]) for name in self.maps], 1), _visits(vectors)
+
+    def _scaled(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
+        mean = getattr(self, f"mean_{name}")
+        scaled = (vectors[..., : len(mean)] - mean) * getattr(self, f"scale_{name}")
+        return scaled.clamp(-6, 6).to(next(self.maps[name].parameters()).dtype)
+
+
+def _visits(vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return vectors["user"][:, list(VISIT)]
 
 
 @dataclass
@@ -172,7 +183,8 @@ class Student(nn.Module):
         if self.pair_weight:
             loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
         if self.projector.direct is not None:
-            loss = loss + self.projector.direct.loss(*_decided(batch))
+            vectors, labels, users = _decided(batch)
+            loss = loss + self.projector.direct.loss(*self.projector.read(vectors), labels, users)
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
 
 

@@ -21,14 +21,24 @@ def vectors(rows: int = ROWS) -> dict[str, torch.Tensor]:
     return {name: torch.randn(rows, width, generator=rng) for name, width in LENGTHS.items()}
 
 
-def direct() -> Direct:
-    """Its bias is 2 x (before the visit) - 1 x (in the visit) + .5."""
+def projector(share: float = 0.6) -> Projector:
+    """Its user bias is 2 x (before the visit) - 1 x (in the visit) + .5."""
     torch.manual_seed(0)
-    found = Direct(WIDTHS, 0.6).eval()
-    with torch.no_grad():
-        found.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
-        found.line.bias.fill_(0.5)
+    found = Projector(WIDTHS, 32, share=share).eval()
+    if found.direct is not None:
+        with torch.no_grad():
+            found.direct.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
+            found.direct.line.bias.fill_(0.5)
     return found
+
+
+def direct(reader: Projector) -> Direct:
+    assert reader.direct is not None
+    return reader.direct
+
+
+def scored(reader: Projector, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    return direct(reader)(*reader.read(given))
 
 
 LABELS = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
@@ -36,37 +46,38 @@ USERS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 3])
 
 
 def test_the_score_is_the_preference_plus_a_line_through_the_visit():
-    model, given = direct(), vectors()
+    reader, given = projector(), vectors()
     before, within = given["user"][:, list(VISIT)].T
     read = torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1)
-    expected = model.preference(read).squeeze(1) + 2 * before - within + 0.5
-    assert torch.allclose(model(given), expected, atol=1e-5)
+    expected = direct(reader).preference(read).squeeze(1) + 2 * before - within + 0.5
+    assert torch.allclose(scored(reader, given), expected, atol=1e-5)
     given["item"][:, WIDTHS["item"] :] += 7  # content and latent parts are not read
-    assert torch.allclose(model(given), expected, atol=1e-5)
+    assert torch.allclose(scored(reader, given), expected, atol=1e-5)
 
 
 def test_it_standardises_what_it_was_fitted_on_and_no_value_runs_away():
-    model, given = direct(), vectors(200)
+    reader, given = projector(), vectors(200)
     given["user"] = 5 + 3 * given["user"]
     given["user"][:, 0] = 4.0
-    model.fit_scaling(given)
+    reader.fit_scaling(given)
     visit = given["user"][:, list(VISIT)]
     before, within = ((visit - visit.mean(0)) / visit.std(0)).T
     far = {name: values.clone() for name, values in given.items()}
     far["user"][:, VISIT[0]] = 1e9
     with torch.no_grad():
-        moved = model(far) - model(given)
+        moved = scored(reader, far) - scored(reader, given)
     assert torch.allclose(moved, 2 * (6 - before), atol=1e-3)
-    assert torch.isfinite(model(far)).all()
+    assert torch.isfinite(scored(reader, far)).all()
     assert float(within.std()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_line_from_the_rest():
-    model, given = direct(), vectors()
-    loss = model.loss(given, LABELS, USERS)
+    reader, given = projector(), vectors()
+    model = direct(reader)
+    loss = model.loss(*reader.read(given), LABELS, USERS)
     preference = model.preference(torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1))
     preference = preference.squeeze(1)
-    score, labels = model(given), LABELS.float()
+    score, labels = scored(reader, given), LABELS.float()
     entropy = F.binary_cross_entropy_with_logits(score, labels)
     own = pairwise_loss(preference, LABELS, USERS) + CROSS_ENTROPY * entropy
     others = entropy + BIAS_PAIRS * pairwise_loss(score, LABELS, USERS)
@@ -80,9 +91,9 @@ def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_lin
 
 
 def test_a_batch_without_rows_costs_nothing_and_has_gradients_for_all_workers_to_reduce():
-    model = direct()
-    nobody = torch.zeros(0, dtype=torch.long)
-    loss = model.loss(vectors(0), nobody, nobody)
+    reader = projector()
+    model, nobody = direct(reader), torch.zeros(0, dtype=torch.long)
+    loss = model.loss(*reader.read(vectors(0)), nobody, nobody)
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -90,17 +101,16 @@ def test_a_batch_without_rows_costs_nothing_and_has_gradients_for_all_workers_to
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
 def test_a_projector_brings_it_along_and_weighs_it(share):
-    torch.manual_seed(0)
-    projector = Projector(WIDTHS, 32, share=share).eval()
-    projector.fit_scaling(vectors(50))
-    again = Projector.load(projector.state_dict(), 32).eval()
+    reader = projector(share)
+    reader.fit_scaling(vectors(50))
+    again = Projector.load(reader.state_dict(), 32).eval()
     logits, given = torch.linspace(-1, 1, ROWS), vectors()
     with torch.no_grad():
         score = again.score(logits, given)
-        assert torch.equal(score, projector.score(logits, given))
+        assert torch.equal(score, reader.score(logits, given))
         if share:
             assert again.direct is not None
-            assert torch.allclose(score, 0.4 * logits + 0.6 * again.direct(given), atol=1e-6)
+            assert torch.allclose(score, 0.4 * logits + 0.6 * scored(again, given), atol=1e-6)
         else:
             assert again.direct is None
             assert torch.equal(score, logits)

@@ -179,10 +179,11 @@ def test_a_direct_part_learns_beside_the_lm_from_the_rows_that_are_there_for_the
     alone.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
         first = {name: values[:1] for name, values in given.vectors.items()}
-        own = model.projector.direct.loss(first, given.labels[:1], given.users[:1])
+        read = model.projector.read(first)
+        own = model.projector.direct.loss(*read, given.labels[:1], given.users[:1])
         assert float(model(given)["loss"]) == pytest.approx(float(alone(given)["loss"] + own), rel=1e-5)
         logits = model(given)["logits"]
-        expected = 0.4 * logits + 0.6 * model.projector.direct(given.vectors)
+        expected = 0.4 * logits + 0.6 * model.projector.direct(*model.projector.read(given.vectors))
         assert torch.allclose(model.answer_logits(model.hidden(given), given), expected, atol=1e-6)
 
 
