@@ -160,13 +160,14 @@ def engine(name: str, rank: int, workers: int, size: tuple[int, int], of: dict[s
     import torch
 
     from pipelines.train_data import stream
+    from ray_app.artifacts import Run
     from ray_app.student.phases import LANGUAGE, Phase, build
 
     config, rows, data, tokenizer = load(of, size)
     deepspeed.init_distributed(dist_backend="gloo")
     phase = Phase(LANGUAGE, 1.0, 1e-3)
-    student = build(phase, config, Path(of["run"]), tokenizer, data.widths)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    student = build(phase, config, Run(of["run"]).stage("train").local(), tokenizer, data.widths)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3)
     model: Any
     if name == "DDP":
         # Yes/No batches use no text loss and a prompt may lack a vector: some parameters get no gradient.

@@ -1,8 +1,8 @@
 """Stage train: tokenize the mix, cluster the users, run the phases on Ray Train + DeepSpeed, calibrate.
 
-Writes tokenizer/ (bootstrapped base), tokens/, one folder per phase (see `student.phases`), curves.json,
-experts.json and, ready for an engine, student/: model/ (a bootstrapped base), projector.pt, adapters/<name>,
-clusters.npz, calibration.json and trees.txt.
+Writes tokenizer/ (bootstrapped base), tokens/, projector.pt (see `train_projector`), one folder per phase
+(see `student.phases`), curves.json, experts.json and, ready for an engine, student/: model/ (a bootstrapped
+base), projector.pt, adapters/<name>, clusters.npz, calibration.json and trees.txt.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pipelines.common import stage_main
 from pipelines.encode import catalogue_of
 from pipelines.rivals import load_vectors
 from pipelines.train_loop import train_loop
+from pipelines.train_projector import fit_projector
 from ray_app.artifacts import Folder, Run, StageSpec, file_hash
 from ray_app.bundle import TREES
 from ray_app.collab.trees import Trees
@@ -100,6 +101,7 @@ def train_stage(config: Config, run: Run, folder: Folder) -> dict[str, Any]:
         bootstrap_tokenizer(config, run, local)
     for name in ("examples", "valid", *(["corpus"] if config.student.base is None else [])):
         tokenize(config, run, local, name, of_user)
+    fit_projector(config, run, local)
     fit(config, run, local, len(clusters.names))
     return finish(config, run, local, clusters, of_user, vectors)
 

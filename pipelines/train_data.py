@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ class Data:
     def __init__(self, config: Config, folder: Path, encode: Path):
         self.tokenizer = load_tokenizer(config, folder)
         self.vectors = {name: np.load(encode / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES}
-        reads_all = config.student.soft_vectors == "all"
-        self.widths = {
-            name: int(value.shape[1]) if reads_all else SCALARS[name] for name, value in self.vectors.items()
-        }
+        self.widths = widths(config, self.vectors)
         self.passes = config.student.bootstrap.answer_passes
         self.examples = read_tokens(folder / "tokens" / "examples")
         self._valid = read_tokens(folder / "tokens" / "valid")
@@ -40,17 +37,18 @@ class Data:
         return self.corpus * self.passes + own if phase.name == ANSWERS else own
 
     @property
-    def row_ids(self) -> np.ndarray:
-        """Every training row that some phase sees."""
-        return np.unique([item.row_id for item in [*self.corpus, *(item for item, _ in self.examples)]])
-
-    @property
     def valid(self) -> list[Sequence]:
         return [item for item, _ in self._valid]
 
     def valid_of(self, phase: Phase) -> list[Sequence]:
         """Validation rows of the users whom the phase is for; all of them where those have none."""
         return [item for item, cluster in self._valid if phase.cluster in (None, cluster)] or self.valid
+
+
+def widths(config: Config, vectors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many leading entries of each vector the student reads."""
+    reads_all = config.student.soft_vectors == "all"
+    return {name: value.shape[1] if reads_all else SCALARS[name] for name, value in vectors.items()}
 
 
 def read_tokens(folder: Path) -> list[tuple[Sequence, int]]:

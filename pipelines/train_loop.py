@@ -28,7 +28,7 @@ from pipelines.train_progress import Progress
 from ray_app.config import Config, TrainConfig
 from ray_app.evaluation.ranking import uauc
 from ray_app.student.batching import Sequence, collate
-from ray_app.student.model import SOFT_NAMES, Student, trainable
+from ray_app.student.model import Student, trainable
 from ray_app.student.phases import Phase, build, optimizer, phases, save
 from ray_app.student.stopping import EarlyStopping
 
@@ -132,11 +132,6 @@ def start(
 
     settings = json.loads(Path(config.train.deepspeed).read_text())
     student = build(phase, config, folder, data.tokenizer, data.widths)
-    if phase.new_projector:
-        seen = data.row_ids
-        student.projector.fit_scaling(
-            {name: torch.from_numpy(np.asarray(data.vectors[name][seen])) for name in SOFT_NAMES}
-        )
     if phase.matrix_rate is not None:
         # DeepSpeed would clip Muon's steps, whose size says nothing of the gradient's.
         settings["gradient_clipping"] = 0.0

@@ -9,7 +9,8 @@
           hidden state at the answer ── logit(Yes) - logit(No)  ── binary cross entropy, pairwise loss
           hidden states of the text  ── next-token logits       ── language-model loss
 
-With a share for `student.direct`, the score is that part of it, and of the logit difference the rest.
+With a share for `student.direct`, the score is that part of it, and of the logit difference the rest; the
+losses are the LM's alone.
 
 Soft tokens follow CoLLM (Zhang et al., arXiv 2310.19488). Logits are computed only where a loss needs them.
 The pairwise loss is that of Bayesian personalised ranking (Rendle et al. 2009) over the rows of a batch that
@@ -170,8 +171,7 @@ class Student(nn.Module):
         return (at @ (head[self.yes] - head[self.no])).float()
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss of a batch: weighted mean over rows, plus the pairwise loss and that of the direct part; and
-        the LM's answer logits."""
+        """Loss of a batch: weighted mean over rows, plus the pairwise loss; and the LM's answer logits."""
         hidden = self.hidden(batch)
         logits = self._lm_logits(hidden, batch)
         answer = F.binary_cross_entropy_with_logits(logits, batch.labels.float(), reduction="none")
@@ -182,21 +182,7 @@ class Student(nn.Module):
         loss = (batch.answer_weight * answer + batch.text_weight * text).mean()
         if self.pair_weight:
             loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
-        if self.projector.direct is not None:
-            vectors, labels, users = _decided(batch)
-            loss = loss + self.projector.direct.loss(*self.projector.read(vectors), labels, users)
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
-
-
-def _decided(batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Vectors, labels and users of the rows that are there for their answer: a few reasoning rows, alone in a
-    batch for their length, would weigh as much as a hundred others."""
-    rows = batch.answer_weight > batch.text_weight
-    return (
-        {name: values[rows] for name, values in batch.vectors.items()},
-        batch.labels[rows],
-        batch.users[rows],
-    )
 
 
 def _mean(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ leaves is small (a base, or an adapter and a projector) and is what the next pha
     global      LoRA, projector    the mix                                           -> adapter/, projector.pt
     expert-N    LoRA               the mix of cluster N's users, from the global one -> adapter/
 
+All start from a projector whose scaling, and direct part if there is one, were fitted before.
 The first two make a base where the config names none. They follow each other because they need different
 things: the attention heads that copy facts from a prompt take thousands of steps, and steps on answers in
 between hold them up; answers are learnt in a few hundred, and the reasoning rows among them keep the
@@ -16,6 +17,7 @@ language. The other way round, language would cost the answers again, more than 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +118,11 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     torch.manual_seed(config.seed)
     own = config.student
     projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.direct)
-    if phase.source and not phase.new_projector:
-        projector.load_state_dict(torch.load(folder / phase.source / PROJECTOR, weights_only=True))
-        if projector.direct is not None:
-            # It has seen every training row; a mix of some of them has nothing to teach it.
-            projector.direct.requires_grad_(False)
+    source = folder if phase.new_projector else folder / str(phase.source)
+    state = torch.load(source / PROJECTOR, weights_only=True)
+    projector.load_state_dict(state, strict=not phase.new_projector)
+    if projector.direct is not None:
+        projector.direct.requires_grad_(False)
     if phase.warm:
         from peft import PeftModel
 
@@ -165,6 +167,14 @@ def _without(
     """Those that are not among `taken`, by identity: tensors compare by value."""
     gone = {id(p) for p in taken}
     return [p for p in parameters if id(p) not in gone]
+
+
+def save_start(projector: Projector, folder: Path) -> None:
+    """Write what every new projector begins with: all but the maps, whose size the LM decides."""
+    state = {key: value for key, value in projector.state_dict().items() if not key.startswith("maps.")}
+    scratch = folder / f".{PROJECTOR}.partial"
+    torch.save(state, scratch)
+    os.replace(scratch, folder / PROJECTOR)
 
 
 def save(phase: Phase, student: Student, folder: Path) -> None:

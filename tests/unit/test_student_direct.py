@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ray_app.collab.features import USER_SCALARS, VISIT
-from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, Direct, pairwise_loss
+from ray_app.evaluation.ranking import auc
+from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, Direct, Rows, batches, pairwise_loss
 from ray_app.student.model import Projector
 
 WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
@@ -90,13 +93,40 @@ def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_lin
         assert torch.allclose(weight.grad, expected, atol=1e-6)
 
 
-def test_a_batch_without_rows_costs_nothing_and_has_gradients_for_all_workers_to_reduce():
-    reader = projector()
-    model, nobody = direct(reader), torch.zeros(0, dtype=torch.long)
-    loss = model.loss(*reader.read(vectors(0)), nobody, nobody)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+def test_it_learns_whom_and_what_from_rows_that_say_so():
+    """A pair's first statistic is what a user likes; before the visit user 0 liked all, user 1 nothing."""
+    reader, given = projector(), vectors(600)
+    users = torch.arange(600) % 2
+    given["user"][:, VISIT[0]] = 1.0 - 2 * users
+    labels = (given["pair"][:, 0] + given["user"][:, VISIT[0]] > 0).long()
+    reader.fit_scaling(given)
+    model = direct(reader)
+    model.fit(Rows(*reader.read(given), labels, users), seed=3)
+    assert not model.training
+    with torch.no_grad():
+        preference = model.preference(reader.read(given)[0]).squeeze(1)
+        score = scored(reader, given)
+    for user in (0, 1):
+        assert auc(labels[users == user], preference[users == user]) > 0.95
+    assert auc(labels, score) > auc(labels, preference) + 0.02
+    assert model.line.weight[0, 0].item() > 0
+
+    again = projector()
+    again.fit_scaling(given)
+    direct(again).fit(Rows(*again.read(given), labels, users), seed=3)
+    assert torch.equal(scored(again.eval(), given), scored(reader, given))
+
+
+def test_a_pass_has_every_row_once_and_keeps_a_users_rows_together():
+    users = np.random.default_rng(0).integers(0, 40, 1000)
+    found = batches(users, np.random.default_rng(1))
+    assert sorted(np.concatenate(found)) == list(range(1000))
+    assert {len(batch) for batch in found} <= {83, 84}
+    runs = [len(list(rows)) for batch in found for _, rows in groupby(users[batch])]
+    # About 25 rows a user, at most 16 of them together: two runs each, and a few cut by a batch's end.
+    assert max(runs) <= 32
+    assert len(runs) < 40 * 2 + len(found)
+    assert not np.array_equal(found[0], batches(users, np.random.default_rng(2))[0])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
