@@ -1,20 +1,23 @@
 """A second way from the collaborative vectors to the answer, beside the LM: a small network.
 
-    score = preference + user bias
+    score = mean over members of preference + user bias
 
-The *preference*, an MLP over the statistics of user, item and pair, learns the order of one user's items:
-pairs (Rendle et al. 2009) and, at half the weight, cross-entropy of the whole score. The *user bias* is
-b_u(t) of Koren (Collaborative filtering with temporal dynamics, 2009): a line through what the user thought
-of things before this visit, and in it. It learns from all rows, and the preference does not feel it do so.
-One network for both follows a user's mood more than it should: each like raises what comes next, and the
-order of a user's items, which come one after the other, pays for it.
+A member's *preference*, an MLP over the statistics of user, item and pair, learns the order of one user's
+items: pairs (Rendle et al. 2009) and, at half the weight, cross-entropy of the whole score. Its *user bias*
+is b_u(t) of Koren (Collaborative filtering with temporal dynamics, 2009): a line through what the user
+thought of things before this visit, and in it. It learns from all rows, and the preference does not feel it
+do so. One network for both follows a user's mood more than it should: each like raises what comes next, and
+the order of a user's items, which come one after the other, pays for it.
 
+Members differ in their start and in the order of their rows; their mean varies less than one of them.
 It learns before the LM, by itself, in seconds, and stays as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from ray_app.collab.features import VISIT
 
-HIDDEN, DROPOUT = 128, 0.02
+MEMBERS, HIDDEN, DROPOUT = 8, 128, 0.02
 CROSS_ENTROPY, BIAS_PAIRS = 0.5, 0.4
 """Weights beside that of the preference's pairs and of the bias's cross-entropy, which are 1: chosen on
 MovieLens-1M's validation rows (docs/results.md)."""
@@ -53,18 +56,7 @@ class Direct(nn.Module):
 
     def __init__(self, width: int, share: float):
         super().__init__()
-        self.preference = nn.Sequential(
-            nn.Dropout(DROPOUT),
-            nn.Linear(width, HIDDEN),
-            nn.GELU(),
-            nn.Dropout(DROPOUT),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, 1),
-        )
-        self.line = nn.Linear(len(VISIT), 1)
-        nn.init.zeros_(self.line.weight)
-        nn.init.zeros_(self.line.bias)
+        self.members = cast("Sequence[Member]", nn.ModuleList(Member(width) for _ in range(MEMBERS)))
         self.register_buffer("share", torch.tensor(share))
         self.register_buffer("mean", torch.zeros(len(VISIT)))
         self.register_buffer("scale", torch.ones(len(VISIT)))
@@ -76,28 +68,46 @@ class Direct(nn.Module):
 
     def forward(self, statistics: torch.Tensor, visits: torch.Tensor) -> torch.Tensor:
         """(n, width), (n, 2) -> (n,) score, a logit."""
-        return self._preference(statistics) + self._bias(visits)
+        scaled = self._scaled(visits)
+        return torch.stack([torch.add(*own(statistics, scaled)) for own in self.members]).mean(0)
 
     def fit(self, rows: Rows, seed: int) -> None:
-        """Learn from training rows."""
-        rng = np.random.default_rng(seed)
-        torch.manual_seed(seed)
-        rule = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-        plan = [batch for _ in range(PASSES) for batch in batches(rows.users.numpy(), rng)]
-        rate = OneCycleLR(rule, LEARNING_RATE, len(plan), pct_start=WARMUP, cycle_momentum=False)
-        self.train()
-        for batch in plan:
-            rule.zero_grad()
-            self.loss(*(values[batch] for values in vars(rows).values())).backward()
-            rule.step()
-            rate.step()
-        self.eval()
+        """Have every member learn the training rows."""
+        rows = replace(rows, visits=self._scaled(rows.visits))
+        for number, own in enumerate(self.members):
+            fit(own, rows, seed * MEMBERS + number)
+
+    def _scaled(self, visits: torch.Tensor) -> torch.Tensor:
+        scaled = (visits - self.get_buffer("mean")) * self.get_buffer("scale")
+        return scaled.clamp(-6, 6).to(next(self.parameters()).dtype)
+
+
+class Member(nn.Module):
+    """An MLP and a line."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.preference = nn.Sequential(
+            nn.Dropout(DROPOUT),
+            nn.Linear(width, HIDDEN),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, 1),
+        )
+        self.bias = nn.Linear(len(VISIT), 1)
+        nn.init.zeros_(self.bias.weight)
+        nn.init.zeros_(self.bias.bias)
+
+    def forward(self, statistics: torch.Tensor, visits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, width), (n, 2) standardised -> preference and user bias, (n,) each."""
+        return self.preference(statistics).squeeze(1).float(), self.bias(visits).squeeze(1).float()
 
     def loss(
         self, statistics: torch.Tensor, visits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor
     ) -> torch.Tensor:
-        """Of some rows as they are."""
-        preference, bias = self._preference(statistics), self._bias(visits)
+        preference, bias = self(statistics, visits)
         score = preference.detach() + bias
         return (
             pairwise_loss(preference, labels, users)
@@ -106,12 +116,21 @@ class Direct(nn.Module):
             + BIAS_PAIRS * pairwise_loss(score, labels, users)
         )
 
-    def _preference(self, statistics: torch.Tensor) -> torch.Tensor:
-        return self.preference(statistics).squeeze(1).float()
 
-    def _bias(self, visits: torch.Tensor) -> torch.Tensor:
-        scaled = ((visits - self.get_buffer("mean")) * self.get_buffer("scale")).clamp(-6, 6)
-        return self.line(scaled.to(self.line.weight.dtype)).squeeze(1).float()
+def fit(member: Member, rows: Rows, seed: int) -> None:
+    """Train it on rows whose visits are standardised too."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    rule = torch.optim.AdamW(member.parameters(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+    plan = [batch for _ in range(PASSES) for batch in batches(rows.users.numpy(), rng)]
+    rate = OneCycleLR(rule, LEARNING_RATE, len(plan), pct_start=WARMUP, cycle_momentum=False)
+    member.train()
+    for batch in plan:
+        rule.zero_grad()
+        member.loss(*(values[batch] for values in vars(rows).values())).backward()
+        rule.step()
+        rate.step()
+    member.eval()
 
 
 def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:

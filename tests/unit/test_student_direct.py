@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ray_app.collab.features import USER_SCALARS, VISIT
 from ray_app.evaluation.ranking import auc
-from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, Direct, Rows, batches, pairwise_loss
+from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, MEMBERS, Direct, Rows, batches, pairwise_loss
 from ray_app.student.model import Projector
 
 WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
@@ -30,14 +30,19 @@ def projector(share: float = 0.6) -> Projector:
     found = Projector(WIDTHS, 32, share=share).eval()
     if found.direct is not None:
         with torch.no_grad():
-            found.direct.line.weight.copy_(torch.tensor([[2.0, -1.0]]))
-            found.direct.line.bias.fill_(0.5)
+            for member in found.direct.members:
+                member.bias.weight.copy_(torch.tensor([[2.0, -1.0]]))
+                member.bias.bias.fill_(0.5)
     return found
 
 
 def direct(reader: Projector) -> Direct:
     assert reader.direct is not None
     return reader.direct
+
+
+def preferred(reader: Projector, read: torch.Tensor) -> torch.Tensor:
+    return torch.stack([member.preference(read).squeeze(1) for member in direct(reader).members]).mean(0)
 
 
 def scored(reader: Projector, given: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -48,11 +53,11 @@ LABELS = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
 USERS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 3])
 
 
-def test_the_score_is_the_preference_plus_a_line_through_the_visit():
+def test_the_score_is_the_mean_preference_plus_a_line_through_the_visit():
     reader, given = projector(), vectors()
     before, within = given["user"][:, list(VISIT)].T
     read = torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1)
-    expected = direct(reader).preference(read).squeeze(1) + 2 * before - within + 0.5
+    expected = preferred(reader, read) + 2 * before - within + 0.5
     assert torch.allclose(scored(reader, given), expected, atol=1e-5)
     given["item"][:, WIDTHS["item"] :] += 7  # content and latent parts are not read
     assert torch.allclose(scored(reader, given), expected, atol=1e-5)
@@ -74,20 +79,19 @@ def test_it_standardises_what_it_was_fitted_on_and_no_value_runs_away():
     assert float(within.std()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_line_from_the_rest():
+def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_bias_from_the_rest():
     reader, given = projector(), vectors()
-    model = direct(reader)
-    loss = model.loss(*reader.read(given), LABELS, USERS)
-    preference = model.preference(torch.cat([given[name][:, :width] for name, width in WIDTHS.items()], 1))
-    preference = preference.squeeze(1)
-    score, labels = scored(reader, given), LABELS.float()
+    member, read = direct(reader).members[0], reader.read(given)
+    loss = member.loss(*read, LABELS, USERS)
+    preference, bias = member(*read)
+    score, labels = preference + bias, LABELS.float()
     entropy = F.binary_cross_entropy_with_logits(score, labels)
     own = pairwise_loss(preference, LABELS, USERS) + CROSS_ENTROPY * entropy
     others = entropy + BIAS_PAIRS * pairwise_loss(score, LABELS, USERS)
     assert float(loss.detach()) == pytest.approx(float((own + others).detach()), rel=1e-5)
 
     loss.backward()
-    for weight, part in ((model.preference[-1].weight, own), (model.line.weight, others)):
+    for weight, part in ((member.preference[-1].weight, own), (member.bias.weight, others)):
         assert weight.grad is not None
         expected = torch.autograd.grad(part, [weight], retain_graph=True)[0]
         assert torch.allclose(weight.grad, expected, atol=1e-6)
@@ -102,14 +106,17 @@ def test_it_learns_whom_and_what_from_rows_that_say_so():
     reader.fit_scaling(given)
     model = direct(reader)
     model.fit(Rows(*reader.read(given), labels, users), seed=3)
-    assert not model.training
+    assert not any(member.training for member in model.members)
     with torch.no_grad():
-        preference = model.preference(reader.read(given)[0]).squeeze(1)
+        preference = preferred(reader, reader.read(given)[0])
         score = scored(reader, given)
     for user in (0, 1):
         assert auc(labels[users == user], preference[users == user]) > 0.95
     assert auc(labels, score) > auc(labels, preference) + 0.02
-    assert model.line.weight[0, 0].item() > 0
+    for member in model.members:
+        assert member.bias.weight[0, 0].item() > 0
+    starts = {tuple(member.preference[-1].weight[0, :3].tolist()) for member in model.members}
+    assert len(starts) == MEMBERS
 
     again = projector()
     again.fit_scaling(given)
