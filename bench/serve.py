@@ -160,9 +160,11 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
         "CPU ms of an answer at saturation, by process": {
             name: round(1000 * seconds / (PASSES * len(users))) for name, seconds in spent.most_common()
         },
-        "all after scoring / scoring, p50": statistics.median(beyond_scoring(one) for one in steps),
+        "reasons / scoring, p50": statistics.median(one["write"] / one["decide"] for one in steps),
+        "reflection and explanation / scoring, p50": statistics.median(doubt(one) for one in steps),
         "p50 ms of an answer in": {
-            work: round(statistics.median(one[work] for one in steps), 1) for work in steps[0]
+            work: round(statistics.median(one[work] for one in steps), 1)
+            for work in sorted(set().union(*steps))
         },
         "memory, idle": idle,
         "overload": overload(samples),
@@ -231,18 +233,20 @@ async def saturated_over_http(base: str, users: list[str], at_once: int, deadlin
 
 
 def steps_of(client: httpx.Client, user: str) -> Counter[str]:
-    """Milliseconds of an answer by kind of work."""
+    """Milliseconds of an answer by kind of work; `rewrite` is what reflection has written anew."""
     answer = client.post("/v1/recommendations", json={"user_id": user, "k": K, "detail": "trail"})
     found: Counter[str] = Counter()
     for step in answer.raise_for_status().json()["trail"]["steps"]:
-        found[step["work"]] += step["ms"]
+        work = "rewrite" if step["work"] == "write" and found["write"] else step["work"]
+        found[work] += step["ms"]
     return found
 
 
-def beyond_scoring(ms: Counter[str]) -> float:
-    """Time of reasons, reflection and explanation over that of scoring all candidates."""
-    first = ("fetch", "propose", "assemble", "decide")
-    return sum(value for work, value in ms.items() if work not in first) / ms["decide"]
+def doubt(ms: Counter[str]) -> float:
+    """Time of reflection and explanation over that of scoring all candidates: of all that comes after the
+    reasons of the best were written."""
+    before = ("fetch", "propose", "assemble", "decide", "gather", "write")
+    return sum(value for work, value in ms.items() if work not in before) / ms["decide"]
 
 
 def idle_memory() -> dict[str, float]:
