@@ -33,7 +33,7 @@ def write_report(config: Config, run: Run, out: Path | None = None) -> Path:
             "versions": versions(),
             "settings": {
                 "teacher": f"{config.reason.engine.kind} ({config.reason.engine.model})",
-                "student": config.student.base or "tiny Llama, bootstrapped in this run",
+                "student": student(config),
                 "evaluated on": manifests["prepare"]["counts"]["evaluated_on"],
                 "seed": str(config.seed),
             },
@@ -50,6 +50,13 @@ def write_report(config: Config, run: Run, out: Path | None = None) -> Path:
         "system": system_section(run, manifests["train"]),
     }
     return render(metrics, evaluate.read_json("samples.json"), out or run.folder.local() / "report")
+
+
+def student(config: Config) -> str:
+    """What decides, in a line."""
+    base = config.student.base or "tiny Llama, bootstrapped in this run"
+    share = config.student.direct
+    return f"{base}, with {share:.0%} of the score from networks beside it" if share else base
 
 
 def data_section(config: Config, run: Run, counts: dict[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def test_the_report_is_drawn_from_what_the_stages_left(finished):
     assert [row["stage"] for row in written["stages"]] == [
         "prepare", "swing", "encode", "reason", "mix", "train", "reflect", "evaluate", "publish",
     ]  # fmt: skip
+    assert "60% of the score" in written["run"]["settings"]["student"]
     assert written["teacher"]["accepted"] > 0
     assert len(written["experts"]) >= 3
 
