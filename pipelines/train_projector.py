@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,23 @@ def fit_projector(config: Config, run: Run, local: Path) -> None:
     train = np.flatnonzero(frame["split"].to_numpy() == "train")
     every = load_vectors(run)
     vectors = {name: torch.from_numpy(value[train]) for name, value in every.items()}
-    # Of a projector that only scales, the size of its outputs does not matter.
-    projector = Projector(widths(config, every), 1, share=config.student.direct)
-    projector.fit_scaling(vectors)
-    if projector.direct is not None:
-        labels, users = (torch.from_numpy(frame[name].to_numpy()[train]).long() for name in ("label", "user"))
-        projector.direct.fit(Rows(*projector.read(vectors), labels, users), config.seed)
+    labels, users = (torch.from_numpy(frame[name].to_numpy()[train]).long() for name in ("label", "user"))
+    with one_thread():
+        torch.manual_seed(config.seed)
+        # Of a projector that only scales, the size of its outputs does not matter.
+        projector = Projector(widths(config, every), 1, share=config.student.direct)
+        projector.fit_scaling(vectors)
+        if projector.direct is not None:
+            projector.direct.fit(Rows(*projector.read(vectors), labels, users), config.seed)
     save_start(projector, local)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So that the same seed gives the same bits on any machine; at this size more threads are no faster."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
