@@ -161,7 +161,7 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
             name: round(1000 * seconds / (PASSES * len(users))) for name, seconds in spent.most_common()
         },
         "reasons / scoring, p50": statistics.median(one["write"] / one["decide"] for one in steps),
-        "reflection and explanation / scoring, p50": statistics.median(doubt(one) for one in steps),
+        "reflection and explanation / scoring, p50": statistics.median(beyond_reasons(one) for one in steps),
         "p50 ms of an answer in": {
             work: round(statistics.median(one[work] for one in steps), 1)
             for work in sorted(set().union(*steps))
@@ -242,7 +242,7 @@ def steps_of(client: httpx.Client, user: str) -> Counter[str]:
     return found
 
 
-def doubt(ms: Counter[str]) -> float:
+def beyond_reasons(ms: Counter[str]) -> float:
     """Time of reflection and explanation over that of scoring all candidates: of all that comes after the
     reasons of the best were written."""
     before = ("fetch", "propose", "assemble", "decide", "gather", "write")

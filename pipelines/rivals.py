@@ -7,6 +7,7 @@ a regression and trees on the student's own vectors, fitted on the training rows
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from pipelines.contexts import ContextSource
 from ray_app.artifacts import Run
@@ -24,6 +25,16 @@ def load_vectors(run: Run) -> dict[str, np.ndarray]:
     """The collaborative vectors of all rows, memory-mapped."""
     folder = run.stage("encode").local()
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SOFT_NAMES}
+
+
+def training_rows(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Vectors, labels and users of the training rows."""
+    rows = pl.read_parquet(
+        run.stage("prepare").path("interactions.parquet"), columns=["split", "label", "user"]
+    )
+    train = np.flatnonzero(rows["split"].to_numpy() == "train")
+    vectors = {name: value[train] for name, value in load_vectors(run).items()}
+    return vectors, rows["label"].to_numpy()[train], rows["user"].to_numpy()[train]
 
 
 def exposed_rivals(

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipelines.common import stage_main
 from pipelines.encode import catalogue_of
-from pipelines.rivals import load_vectors
+from pipelines.rivals import training_rows
 from pipelines.train_loop import train_loop
 from pipelines.train_projector import fit_projector
 from ray_app.artifacts import Folder, Run, StageSpec, file_hash
@@ -327,10 +327,8 @@ def finish(
 
 def second_opinion(run: Run, seed: int) -> Trees:
     """The trees that reflection asks beside the student, fitted on the same training rows."""
-    rows = pl.read_parquet(run.stage("prepare").path("interactions.parquet"), columns=["split", "label"])
-    train = np.flatnonzero(rows["split"].to_numpy() == "train")
-    vectors = {name: value[train] for name, value in load_vectors(run).items()}
-    return Trees.fit(vectors, rows["label"].to_numpy()[train], seed)
+    vectors, labels, _ = training_rows(run)
+    return Trees.fit(vectors, labels, seed)
 
 
 def lay_out(config: Config, local: Path, clusters: Clusters) -> None:

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import torch
 
-from pipelines.rivals import load_vectors
+from pipelines.rivals import training_rows
 from pipelines.train_data import widths
 from ray_app.artifacts import Run
 from ray_app.config import Config
@@ -23,17 +21,13 @@ def fit_projector(config: Config, run: Run, local: Path) -> None:
     """Fit both on the training rows and write them to projector.pt, once."""
     if (local / PROJECTOR).exists():
         return
-    frame = pl.read_parquet(
-        run.stage("prepare").path("interactions.parquet"), columns=["split", "label", "user"]
-    )
-    train = np.flatnonzero(frame["split"].to_numpy() == "train")
-    every = load_vectors(run)
-    vectors = {name: torch.from_numpy(value[train]) for name, value in every.items()}
-    labels, users = (torch.from_numpy(frame[name].to_numpy()[train]).long() for name in ("label", "user"))
+    read, *answers = training_rows(run)
+    vectors = {name: torch.from_numpy(value) for name, value in read.items()}
+    labels, users = (torch.from_numpy(value).long() for value in answers)
     with one_thread():
         torch.manual_seed(config.seed)
         # Of a projector that only scales, the size of its outputs does not matter.
-        projector = Projector(widths(config, every), 1, share=config.student.direct)
+        projector = Projector(widths(config, read), 1, share=config.student.direct)
         projector.fit_scaling(vectors)
         if projector.direct is not None:
             projector.direct.fit(Rows(*projector.read(vectors), labels, users), config.seed)
@@ -42,7 +36,7 @@ def fit_projector(config: Config, run: Run, local: Path) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """So that the same seed gives the same bits on any machine; at this size more threads are no faster."""
+    """So that the bits do not depend on the number of cores; at this size more threads are no faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -271,7 +271,7 @@ class StudentConfig(Section):
     projector_dropout: float = Field(default=0.1, ge=0, lt=1)
     """On the collaborative vectors and inside the projector, in training."""
     direct: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the score that comes from a small network beside the LM, which reads the same vectors."""
+    """Share of the score that comes from small networks beside the LM, which read the same vectors."""
     max_length: int = Field(default=512, ge=32)
     dtype: Literal["float32", "bfloat16"] = "float32"
 

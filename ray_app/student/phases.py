@@ -32,7 +32,8 @@ from ray_app.student.model import Projector, Student, tiny_llama, with_lora
 from ray_app.student.tokens import answer_ids
 
 LANGUAGE, ANSWERS = "language", "answers"
-PROJECTOR = "projector.pt"
+PROJECTOR, MAPS = "projector.pt", "maps."
+"""A projector's file, and how the names of its maps begin there."""
 BETAS = (0.9, 0.98)
 
 
@@ -118,9 +119,10 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     torch.manual_seed(config.seed)
     own = config.student
     projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.direct)
-    source = folder if phase.new_projector else folder / str(phase.source)
-    state = torch.load(source / PROJECTOR, weights_only=True)
-    projector.load_state_dict(state, strict=not phase.new_projector)
+    maps = {key: value for key, value in projector.state_dict().items() if key.startswith(MAPS)}
+    begun = folder if phase.new_projector else folder / str(phase.source)
+    state = torch.load(begun / PROJECTOR, weights_only=True)
+    projector.load_state_dict(maps | state if phase.new_projector else state)
     if projector.direct is not None:
         projector.direct.requires_grad_(False)
     if phase.warm:
@@ -171,7 +173,7 @@ def _without(
 
 def save_start(projector: Projector, folder: Path) -> None:
     """Write what every new projector begins with: all but the maps, whose size the LM decides."""
-    state = {key: value for key, value in projector.state_dict().items() if not key.startswith("maps.")}
+    state = {key: value for key, value in projector.state_dict().items() if not key.startswith(MAPS)}
     scratch = folder / f".{PROJECTOR}.partial"
     torch.save(state, scratch)
     os.replace(scratch, folder / PROJECTOR)

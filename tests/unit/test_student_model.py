@@ -289,6 +289,13 @@ def test_each_phase_starts_from_the_one_before_and_learns_its_part(tmp_path):
     assert (tmp_path / "expert-0" / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_a_beginning_without_the_direct_part_is_refused(tmp_path):
+    tokenizer = train_tokenizer(["a plain text"], ["War"], 400)
+    save_start(Projector(WIDTHS, 1), tmp_path)
+    with pytest.raises(RuntimeError, match=r"direct\.members"):
+        build(Phase(LANGUAGE, 1, 1e-3), SMALL, tmp_path, tokenizer, WIDTHS)
+
+
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
     model, phase = student(), Phase(LANGUAGE, 1, 1e-3, matrix_rate=0.01)
     matrices, rest = optimizer(phase, model, 0.1).param_groups
