@@ -4,8 +4,9 @@
 
 Each row is the student trained anew with one part switched off (`VARIANTS`), in a run of its own under
 `<run>/ablation/`; data, neighbours, vectors and traces are the run's own, linked and not made again. What
-is finished is not repeated. All rows are scored on the run's validation rows (`train.valid_rows` of them),
-through the gate, with no engine in between. Writes ablation/ablation.json, which the report shows.
+is finished is not repeated; a part that the configuration has off already makes no row. All rows are scored
+on the run's validation rows (`train.valid_rows` of them), through the gate, with no engine in between.
+Writes ablation/ablation.json, which the report shows.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ VARIANTS: dict[str, list[str]] = {
     "full": [],
     "soft-tokens": ["prompt.soft_tokens=false", "student.direct=0"],
     "direct": ["student.direct=0"],
-    "text": ["prompt.sections=[]"],
+    "text": ["prompt.sections=[]", "prompt.titles=false", "prompt.marks=false"],
     "reasoning": ["train.loss_reason={answer: 0, text: 0}"],
     "pairwise": ["train.pair_weight=0"],
 }
@@ -61,6 +62,11 @@ def ablate(config: Config, run: Run, seeds: list[int], rows: list[str]) -> dict[
     for name in SHARED:
         settle(run, make_spec(name, config, run), config, [])
     trained = [name for name in VARIANTS if name in rows or (name == "full" and EXPERTS in rows)]
+    for name in [name for name in trained if name != "full" and overridden(config, VARIANTS[name]) == config]:
+        print(f"ablate: no row {label(name)}: {', '.join(VARIANTS[name])} is the configuration", flush=True)
+        trained.remove(name)
+    if not trained:
+        raise ConfigError(f"--rows {' '.join(rows)}: the configuration has all of that off already")
     measured: dict[str, list[dict[str, float]]] = {}
     source, vectors = ContextSource(config, run), load_vectors(run)
     scored = 0

@@ -149,6 +149,9 @@ class PromptConfig(Section):
     AUC is .014 and its UAUC .024 higher (docs/results.md), and its reasons are truer."""
     sections: list[Literal["history", "similar", "pool"]] = ["history", "similar", "pool"]
     """Optional sections that the student's decide prompt has at all; fewer for an ablation."""
+    marks: bool = True
+    """Say in the student's decide prompt how many ratings the user and the target have and what share of them
+    are likes; off for an ablation."""
     soft_tokens: bool = True
     """Put the collaborative vectors into the student's prompts; off for an ablation."""
     reason_first: bool = False

@@ -221,7 +221,8 @@ def train_stage(config: Config, work: Work, cores: int, gpu: Gpu | None) -> Stag
     phases = 1 + (train.min_experts + train.max_experts) // 2 + 2 * (config.student.base is None)
     prompts = phases * (min(train.valid_rows, work.train_rows) + value("glances"))
     scored = prompts * tokens.decide * shape.flops(tokens.decide / 2)
-    fixed = value("session") + phases * value("phase")
+    direct = work.train_rows * value("direct_row") if config.student.direct else 0
+    fixed = value("session") + phases * value("phase") + direct
     tokenizing = work.sequences * value("tokenize")
     host = session_bytes() + value("control_bytes") + train.workers * value("trainer_bytes")
     host += work.sequences * value("sequence_bytes")

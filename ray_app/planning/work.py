@@ -71,11 +71,12 @@ def tokens_of(config: Config) -> Tokens:
     prompt, pretrained = config.prompt, value("pretrained_chars")
     per_token = pretrained if config.student.base else value("bootstrap_chars")
     per_word = pretrained if config.student.base else value("bootstrap_text_chars")
-    sections = (
-        prompt.history * value("history_chars")
-        + prompt.neighbours * value("similar_chars")
-        + prompt.candidates * value("pool_chars")
-    )
+    lengths = {
+        "history": prompt.history * value("history_chars"),
+        "similar": prompt.neighbours * value("similar_chars"),
+        "pool": prompt.candidates * value("pool_chars"),
+    }
+    sections = sum(lengths[name] for name in prompt.sections)
     bare = value("decide_chars")
     evidence = value("evidence_share") * (prompt.history + prompt.neighbours)
     entry = value("evidence_chars") + (value("title_chars") if prompt.titles else 0)

@@ -64,7 +64,7 @@ def _beginning(context: Context, config: PromptConfig, without: Collection[str] 
     history = [entry for entry in context.profile if entry.kind == "history"]
     similar = [entry for entry in context.profile if entry.kind == "neighbour"]
     shown = set(config.sections) - set(without)
-    lines = [_user_line(context)]
+    lines = [_user_line(context) if config.marks else f"User: {USER}"]
     if history and "history" in shown:
         lines += ["History:", *(_profile_line(entry, config) for entry in history)]
     if similar and "similar" in shown:
@@ -76,7 +76,8 @@ def _beginning(context: Context, config: PromptConfig, without: Collection[str] 
 
 def _ending(context: Context, config: PromptConfig) -> str:
     described = f"{_item(context.target, config)} " if config.titles else ""
-    return _with_soft_tokens(f"\nTarget: {described}{ITEM} {PAIR}{_crowd(context)}", config) + ANSWER
+    crowd = _crowd(context) if config.marks else ""
+    return _with_soft_tokens(f"\nTarget: {described}{ITEM} {PAIR}{crowd}", config) + ANSWER
 
 
 def explain_prompt(context: Context, answer: bool | None, config: PromptConfig, style: str = "plain") -> str:

@@ -13,6 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.ablate import ROWS, ablate, markdown
 from ray_app.artifacts import Run
+from ray_app.config import overridden
+from ray_app.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.usefixtures("ray_session")]
 
@@ -65,6 +67,17 @@ def test_without_soft_tokens_no_sequence_has_one(measured):
     assert (tokens.select("soft_user", "soft_item", "soft_pair") == -1).to_numpy().all()
     full = pl.read_parquet(run.stage("train").path("tokens/examples/*.parquet"))
     assert (full["soft_user"] >= 0).all()
+
+
+def test_a_part_that_is_off_already_makes_no_row(measured, trained_run, capsys):
+    run, before = measured
+    seeds = [trained_run.config.seed]
+    bare = overridden(trained_run.config, ["student.direct=0"])
+    assert "without direct" not in ablate(bare, run, seeds, ["full", "direct"])["variants"]
+    assert "no row without direct: student.direct=0 is the configuration" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--rows direct: the configuration has all of that off already"):
+        ablate(bare, run, seeds, ["direct"])
+    run.stage("ablation").write_json("ablation.json", before)
 
 
 def test_the_table_is_markdown(measured):

@@ -231,7 +231,7 @@ def test_sections_can_be_left_out():
     assert "History:" in decide_prompt(about, CONFIG)
 
 
-def test_a_config_without_sections_or_soft_tokens_never_shows_them():
+def test_a_config_without_sections_marks_or_soft_tokens_never_shows_them():
     profile = [evidence("h1", "history", 1), evidence("h2", "neighbour", 1)]
     other = Item(item_id="o", title="Other", features=["War"])
     about = usual().model_copy(update={"profile": profile, "candidates": [other]})
@@ -240,6 +240,9 @@ def test_a_config_without_sections_or_soft_tokens_never_shows_them():
     assert "Target:" in bare
     only = decide_prompt(about, PromptConfig(sections=["similar"]))
     assert "Similar users:" in only and "History:" not in only
+    unmarked = PromptConfig(sections=[], marks=False)
+    assert decide_prompt(about, unmarked) == f"User: {USER}\nTarget: {ITEM} {PAIR}\nAnswer:"
+    assert explain_prompt(about, True, unmarked) == explain_prompt(about, True, CONFIG)
     plain = PromptConfig(soft_tokens=False)
     for prompt in (decide_prompt(about, plain), explain_prompt(about, True, plain)):
         assert not any(token in prompt for token in SOFT_TOKENS)
