@@ -108,12 +108,12 @@ class Member(nn.Module):
         self, statistics: torch.Tensor, visits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor
     ) -> torch.Tensor:
         preference, bias = self(statistics, visits)
-        score = preference.detach() + bias
+        score, pairs = preference.detach() + bias, pairs_of(labels, users)
         return (
-            pairwise_loss(preference, labels, users)
+            pairwise_loss(preference, pairs)
             + CROSS_ENTROPY * F.binary_cross_entropy_with_logits(preference + bias.detach(), labels.float())
             + F.binary_cross_entropy_with_logits(score, labels.float())
-            + BIAS_PAIRS * pairwise_loss(score, labels, users)
+            + BIAS_PAIRS * pairwise_loss(score, pairs)
         )
 
 
@@ -133,11 +133,18 @@ def fit(member: Member, rows: Rows, seed: int) -> None:
     member.eval()
 
 
-def pairwise_loss(logits: torch.Tensor, labels: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-    """Mean of -log sigmoid(liked - disliked) over all pairs of one user's rows; 0 without a pair."""
-    pairs = (users[:, None] == users[None]) & (labels[:, None] > labels[None])
-    above = (logits[:, None] - logits[None])[pairs]
-    return F.softplus(-above).sum() / max(len(above), 1)
+def pairs_of(labels: torch.Tensor, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the liked and of the disliked row of each pair that one user's rows make, (pairs,) each."""
+    liked, disliked = ((users[:, None] == users[None]) & (labels[:, None] > labels[None])).nonzero(
+        as_tuple=True
+    )
+    return liked, disliked
+
+
+def pairwise_loss(logits: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Mean of -log sigmoid(liked - disliked) over the pairs; 0 without one. Rendle et al. 2009."""
+    liked, disliked = pairs
+    return F.softplus(logits[disliked] - logits[liked]).sum() / max(len(liked), 1)
 
 
 def batches(users: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

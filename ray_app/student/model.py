@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from ray_app.collab.features import VISIT
 from ray_app.config import BootstrapConfig, LoraSection
-from ray_app.student.direct import Direct, pairwise_loss
+from ray_app.student.direct import Direct, pairs_of, pairwise_loss
 
 SOFT_NAMES = ("user", "item", "pair")
 
@@ -181,7 +181,7 @@ class Student(nn.Module):
         text = torch.zeros_like(answer).index_add(0, batch.text_rows, token) / count.clamp_min(1)
         loss = (batch.answer_weight * answer + batch.text_weight * text).mean()
         if self.pair_weight:
-            loss = loss + self.pair_weight * pairwise_loss(logits, batch.labels, batch.users)
+            loss = loss + self.pair_weight * pairwise_loss(logits, pairs_of(batch.labels, batch.users))
         return {"loss": loss, "answer": answer.detach().mean(), "text": _mean(text, count), "logits": logits}
 
 

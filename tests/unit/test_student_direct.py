@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from ray_app.collab.features import USER_SCALARS, VISIT
 from ray_app.evaluation.ranking import auc
-from ray_app.student.direct import BIAS_PAIRS, CROSS_ENTROPY, MEMBERS, Direct, Rows, batches, pairwise_loss
+from ray_app.student.direct import (
+    BIAS_PAIRS,
+    CROSS_ENTROPY,
+    MEMBERS,
+    Direct,
+    Rows,
+    batches,
+    pairs_of,
+    pairwise_loss,
+)
 from ray_app.student.model import Projector
 
 WIDTHS = {"user": USER_SCALARS, "item": 4, "pair": 3}
@@ -86,8 +95,8 @@ def test_the_preference_learns_from_pairs_and_half_the_cross_entropy_and_the_bia
     preference, bias = member(*read)
     score, labels = preference + bias, LABELS.float()
     entropy = F.binary_cross_entropy_with_logits(score, labels)
-    own = pairwise_loss(preference, LABELS, USERS) + CROSS_ENTROPY * entropy
-    others = entropy + BIAS_PAIRS * pairwise_loss(score, LABELS, USERS)
+    own = pairwise_loss(preference, pairs_of(LABELS, USERS)) + CROSS_ENTROPY * entropy
+    others = entropy + BIAS_PAIRS * pairwise_loss(score, pairs_of(LABELS, USERS))
     assert float(loss.detach()) == pytest.approx(float((own + others).detach()), rel=1e-5)
 
     loss.backward()
@@ -158,5 +167,5 @@ def test_pairs_are_those_of_one_user_with_different_labels():
     logits = torch.tensor([1.0, 0.5, -1.0, 2.0, 0.0, 9.0])
     labels, users = torch.tensor([1, 0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
     expected = np.mean(np.log1p(np.exp([-(1.0 - 0.5), 1.0 + 2.0, 1.0 + 0.0])))
-    assert float(pairwise_loss(logits, labels, users)) == pytest.approx(expected, rel=1e-6)
-    assert float(pairwise_loss(logits[:1], labels[:1], users[:1])) == 0
+    assert float(pairwise_loss(logits, pairs_of(labels, users))) == pytest.approx(expected, rel=1e-6)
+    assert float(pairwise_loss(logits[:1], pairs_of(labels[:1], users[:1]))) == 0

@@ -15,7 +15,7 @@ from pipelines.train_data import steps_of, stream
 from pipelines.train_loop import schedule
 from ray_app.collab.features import USER_SCALARS, VISIT
 from ray_app.config import Config, LoraSection, load, validate
-from ray_app.student.direct import pairwise_loss
+from ray_app.student.direct import pairs_of, pairwise_loss
 from ray_app.student.model import (
     SOFT_NAMES,
     Batch,
@@ -164,7 +164,7 @@ def test_the_pairwise_loss_is_added_by_its_weight():
     given.labels[:] = torch.tensor([1, 0, 1])
     plain = model(given)
     model.pair_weight = 2.0
-    pairs = pairwise_loss(plain["logits"], given.labels, given.users)
+    pairs = pairwise_loss(plain["logits"], pairs_of(given.labels, given.users))
     assert float(pairs.detach()) > 0
     assert float(model(given)["loss"].detach()) == pytest.approx(
         float((plain["loss"] + 2 * pairs).detach()), rel=1e-5
