@@ -135,9 +135,7 @@ def fit(member: Member, rows: Rows, seed: int) -> None:
 
 def pairs_of(labels: torch.Tensor, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of the liked and of the disliked row of each pair that one user's rows make, (pairs,) each."""
-    liked, disliked = ((users[:, None] == users[None]) & (labels[:, None] > labels[None])).nonzero(
-        as_tuple=True
-    )
+    liked, disliked = torch.where((users[:, None] == users[None]) & (labels[:, None] > labels[None]))
     return liked, disliked
 
 
