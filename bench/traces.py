@@ -92,6 +92,7 @@ class Ratings:
         self.labels = dict(zip(rows["row_id"], rows["label"], strict=True))
         self.vocabulary = frozenset(name for features in items["features"] for name in features)
         self._titles = dict(zip(items["item_id"], items["title"], strict=True))
+        self._features = dict(zip(items["item_id"], map(set, items["features"]), strict=True))
         self._row: dict[int, tuple[int, str, int]] = {}
         self._rated: dict[tuple[int, str], tuple[int, float, int]] = {}
         self._times: dict[str, list[int]] = defaultdict(list)
@@ -108,6 +109,9 @@ class Ratings:
         user, target, moment = self._row[row_id]
         if entry.kind in ("history", "neighbour") and self._titles.get(entry.item_id) != entry.title:
             return f"{entry.id} is not called {entry.title!r}"
+        both = self._features.get(entry.item_id, set()) & self._features[target]
+        if entry.kind in ("history", "neighbour") and set(entry.shared) != both:
+            return f"{entry.id} shares {sorted(both)}, not {entry.shared}"
         if entry.kind == "history":
             time, rating, label = self._rated.get((user, entry.item_id), (moment, 0.0, 0))
             if time >= moment:

@@ -55,11 +55,12 @@ def make_front(
     )
 
 
-def page_server(folder: Path, keys: Keys | None = None) -> FastAPI:
-    """An API whose student is unsure, so that some answers are doubted, and whose bundle has a report."""
+def page_server(folder: Path, keys: Keys | None = None, student: StudentEngine | None = None) -> FastAPI:
+    """An API whose student is unsure unless told otherwise, so that some answers are doubted, and whose
+    bundle has a report."""
     bundle = make_bundle(folder)
     render(invented_metrics(), invented_samples(3), folder / REPORT)
-    return make_api(replace(make_front(bundle, LinearStudent(scale=0.25)), keys=keys))
+    return make_api(replace(make_front(bundle, student or LinearStudent(scale=0.25)), keys=keys))
 
 
 if __name__ == "__main__":

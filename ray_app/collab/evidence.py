@@ -255,8 +255,9 @@ class Gatherer:
         return _named(self.items[code])
 
     def _shared(self, item: int, target: int) -> list[str]:
+        """All of them, however few a prompt shows: what is left out would be said to be the item's alone."""
         own = set(self.items[target].features)
-        return [name for name in self.items[item].features if name in own][: self.prompt.features]
+        return [name for name in self.items[item].features if name in own]
 
 
 def _named(item: Item) -> Facts:

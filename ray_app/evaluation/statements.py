@@ -271,7 +271,7 @@ def _false_features(
 ) -> list[str]:
     """Features that what they are said of has not, or that a list repeats.
 
-    "Shares Comedy but adds War" says two things: what is added is not shared.
+    "Shares Comedy but adds War" says two things: what is added is not the target's.
     """
     problems = []
     subject = "the cited evidence" if cited else "the target"
@@ -280,7 +280,7 @@ def _false_features(
         adding = bool(cited) and not sharing and _ADDING.search(part) is not None
         allowed = {name for entry in cited for name in (entry.shared if sharing else entry.features)}
         if adding:
-            allowed -= {name for entry in cited for name in entry.shared}
+            allowed -= set(context.target.features)
         elif not cited or (not sharing and _TARGET.search(part)):
             allowed |= set(context.target.features)
         how = "shared by" if sharing else "added by" if adding else "a feature of"

@@ -71,7 +71,8 @@ function showHistory({ user, like_rate, count, history: events }) {
 
 function showAnswer(answer) {
   if (answer.degraded) say(`Not the full answer: ${answer.degraded_reason}.`, "degraded");
-  else say(answer.items.length ? "" : "There is nothing left to recommend to this user.");
+  else if (!answer.items.length) say("There is nothing left to recommend to this user.");
+  else say(answer.items.some((entry) => entry.score >= 0.5) ? "" : "None of these is likely to please. They come closest.");
   $("cards").replaceChildren(...answer.items.map((entry, at) => card(entry, at + 1, feedback)));
   const times = Object.entries(answer.timings_ms).map(([agent, ms]) => `${agent} ${Math.round(ms)} ms`);
   $("timings").textContent = [...times, `bundle ${answer.versions.bundle}`].join(" · ");

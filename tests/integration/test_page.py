@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from ray_app.engines.student import Scoring
 from serve.keys import Keys, make
 from tests.browser import Page, chromium
+from tests.bundles import LinearStudent
 from tests.pages import page_server
 
 pytestmark = [
@@ -119,6 +122,22 @@ def test_an_unknown_user_is_told_and_can_be_corrected(page):
     page.until("document.querySelector('#status.error')?.textContent.includes(\"'nobody' does not exist\")")
     assert page.run(CARDS) == 0
     assert page.run("document.querySelector('#history').hidden"), "nobody's history is not u3's"
+
+
+class Gloomy(LinearStudent):
+    """Expects that nobody will like anything."""
+
+    async def score(self, requests: list[Scoring]) -> np.ndarray:
+        return await super().score(requests) - 20
+
+
+def test_a_user_who_will_hardly_like_any_of_it_is_told_so(page, tmp_path):
+    said = "document.querySelector('#status').textContent"
+    assert page.run(said) == ""
+    with served(page_server(tmp_path, student=Gloomy())) as gloomy:
+        page.open(f"{gloomy}/#u3")
+        page.until(f"{said}.includes('None of these is likely to please') && {IDLE}")
+        assert page.run(CARDS) == 5
 
 
 def test_titles_are_text_not_markup(page):

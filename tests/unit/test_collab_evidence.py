@@ -50,6 +50,11 @@ def test_history_is_chosen_by_nearness_features_and_recency():
     assert found[1].weight == pytest.approx(0.5 + 0.1)
 
 
+def test_all_that_two_items_share_is_known_however_few_features_a_prompt_shows():
+    few = replace(GATHERER, prompt=PromptConfig(history=2, candidates=1, features=1))
+    assert context(few).evidence[1].shared == ["Drama", "War"]
+
+
 def test_the_profile_is_the_latest_first_and_the_same_for_all_targets():
     assert [(entry.id, entry.title) for entry in context().profile] == [("h1", "D"), ("h2", "C")]
 

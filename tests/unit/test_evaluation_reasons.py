@@ -93,6 +93,7 @@ def test_a_true_statement_has_no_problem(text: str):
             "Drama is not added by the cited evidence",
         ),
         ("The user liked [e1], which has War but adds Comedy.", "Comedy is not added by the cited evidence"),
+        ("Similar users liked [e3], but it adds Romance.", "Romance is not added by the cited evidence"),
         ("The user liked [e1], which shares Comedy and Comedy.", "Comedy is named 2 times"),
         ("The user liked [e1], which shares War but adds Comedy.", "War is not shared by the cited evidence"),
         ("Similar users liked [e1].", "e1 is no opinion of similar users"),
@@ -107,6 +108,17 @@ def test_a_true_statement_has_no_problem(text: str):
 )
 def test_a_false_statement_is_found(text: str, problem: str):
     assert problem in problems(text)
+
+
+def test_what_the_target_has_is_not_added_though_the_evidence_forgets_that_it_is_shared():
+    forgets = evidence("e1", "history", "Loved Ones", ["Comedy", "Romance", "War"], 1, shared=["Comedy"])
+    context = CONTEXT.model_copy(update={"evidence": [forgets]})
+    told = [
+        to_step("The user liked [e1], which shares Comedy but adds War."),
+        to_step("It adds Romance [e1]."),
+    ]
+    found = groundedness(context, told, VOCABULARY)
+    assert found.problems == ((1, "Romance is not added by the cited evidence"),)
 
 
 def test_words_and_numbers_inside_a_quoted_title_are_no_claims():
