@@ -59,7 +59,8 @@ TABLE: dict[str, Constant] = {
                             "1.4e-2 to 2.8e-2 in three runs"),
     "session": Constant(12, "s/stage", "measured here: Ray workers start and import"),
     "glances": Constant(5800, "prompts/phase", "default: pipelines/train_loop.py, points of a curve"),
-    "direct_row": Constant(2e-3, "CPU s/training row", "measured here: fit of the direct part, 1.5e-3 to 2.7e-3"),
+    "direct_row": Constant(2e-3, "CPU s/training row", "measured here: fit of the direct part, 1.5e-3 to "
+                           "2.7e-3"),
     "phase": Constant(8, "s/phase", "measured here: model, optimizer, validation, commit"),
     # Swing's work
     "skew": Constant(2.83, "E[n^2]/E[n]^2", "measured here: users per item of MovieLens-100K"),
