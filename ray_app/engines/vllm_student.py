@@ -27,6 +27,7 @@ from ray_app.bundle import Bundle
 from ray_app.config import EngineConfig
 from ray_app.engines.phrasebook import Proposer
 from ray_app.engines.student import Scoring, Writing
+from ray_app.engines.vllm_lora import multiply_by_adapter
 from ray_app.engines.vllm_setup import prepare, whole_prompts
 from ray_app.errors import EngineError, PromptTooLongError
 from ray_app.student.adapters import check_adapters, readable
@@ -49,6 +50,7 @@ class VllmStudent:
 
         from ray_app.student.model import Projector
 
+        multiply_by_adapter()
         model, adapters = bundle.model, bundle.adapters
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(model)
