@@ -15,16 +15,19 @@ import argparse
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from pipelines.common import open_run, parser, report_line, start_ray
 from pipelines.contexts import ContextSource
 from pipelines.report import write_report
 from pipelines.rivals import fitted, load_vectors
 from pipelines.run import make_spec
+from pipelines.train_data import widths
 from ray_app.artifacts import MANIFEST, Folder, Run, StageSpec, execute, fingerprint, is_current
 from ray_app.config import Config, overridden
 from ray_app.errors import ArtifactError, ConfigError, cli
@@ -34,22 +37,25 @@ from ray_app.evaluation.metrics import finite
 from ray_app.evaluation.report import metric_name, number
 from ray_app.student.calibration import cross_fitted
 from ray_app.student.experts import GLOBAL, Clusters, gate_logits
+from ray_app.student.model import SOFT_NAMES, Projector
+from ray_app.student.phases import begin
 
 SHARED = ["prepare", "swing", "encode", "reason"]
 """Stages that every row of the table has in common, seeds included."""
 VARIANTS: dict[str, list[str]] = {
     "full": [],
     "soft-tokens": ["prompt.soft_tokens=false", "student.direct=0"],
-    "direct": ["student.direct=0"],
     "text": ["prompt.sections=[]", "prompt.titles=false", "prompt.marks=false"],
     "reasoning": ["train.loss_reason={answer: 0, text: 0}"],
     "pairwise": ["train.pair_weight=0"],
 }
 """Name -> overrides. Without reasoning, its rows stay in the batches and weigh nothing, so that every row
 of the table sees the same Yes/No rows in the same number of steps."""
-EXPERTS = "experts"
-"""The full student with every user given the global adapter: needs no training of its own."""
-ROWS = [*VARIANTS, EXPERTS]
+EXPERTS, DIRECT, LM = "experts", "direct", "lm"
+"""Rows that are read off the full student and need no training of their own: every user gets the global
+adapter, the LM decides alone (its losses do not see the direct part), the direct part decides alone."""
+READ_OFF = [EXPERTS, DIRECT, LM]
+ROWS = [*VARIANTS, *READ_OFF]
 NULLS = 10
 
 
@@ -61,12 +67,10 @@ def ablate(config: Config, run: Run, seeds: list[int], rows: list[str]) -> dict[
         )
     for name in SHARED:
         settle(run, make_spec(name, config, run), config, [])
-    trained = [name for name in VARIANTS if name in rows or (name == "full" and EXPERTS in rows)]
-    for name in [name for name in trained if name != "full" and overridden(config, VARIANTS[name]) == config]:
-        print(f"ablate: no row {label(name)}: {', '.join(VARIANTS[name])} is the configuration", flush=True)
-        trained.remove(name)
-    if not trained:
-        raise ConfigError(f"--rows {' '.join(rows)}: the configuration has all of that off already")
+    rows = [row for row in rows if row == "full" or not off_already(row, config)]
+    if not rows:
+        raise ConfigError("the configuration has all of --rows off already: no row is left to measure")
+    trained = [name for name in VARIANTS if name in rows or (name == "full" and set(rows) & set(READ_OFF))]
     measured: dict[str, list[dict[str, float]]] = {}
     source, vectors = ContextSource(config, run), load_vectors(run)
     scored = 0
@@ -78,11 +82,10 @@ def ablate(config: Config, run: Run, seeds: list[int], rows: list[str]) -> dict[
             print(f"ablate: {label(name)}, seed {seed}", flush=True)
             train(changed, run, trial, donors)
             donors.append(trial)
-            facts = Scored(changed, trial, source, np.asarray(vectors["user"]))
-            if name in rows:
-                measured.setdefault(label(name), []).append(facts.measure(gated=True))
-            if name == "full" and EXPERTS in rows:
-                measured.setdefault(label(EXPERTS), []).append(facts.measure(gated=False))
+            facts = Scored(changed, trial, source, vectors)
+            for row in [name, *READ_OFF] if name == "full" else [name]:
+                if row in rows:
+                    measured.setdefault(label(row), []).append(facts.measure(row))
             if name == trained[0]:
                 scored = len(facts.rows)
                 for rival, p in fitted(source, vectors, facts.rows, seed).items():
@@ -91,6 +94,15 @@ def ablate(config: Config, run: Run, seeds: list[int], rows: list[str]) -> dict[
     table = finite({"split": "valid", "rows": scored, "seeds": seeds, "variants": variants})
     run.stage("ablation").write_json("ablation.json", table)
     return table
+
+
+def off_already(row: str, config: Config) -> bool:
+    """Whether the configuration has the part off that a row switches off; it is told then."""
+    changes = ["student.direct=0"] if row in (DIRECT, LM) else VARIANTS.get(row, [])
+    off = bool(changes) and overridden(config, changes) == config
+    if off:
+        print(f"ablate: no row {label(row)}: the configuration has {' '.join(changes)}", flush=True)
+    return off
 
 
 def label(name: str) -> str:
@@ -136,13 +148,13 @@ def link(source: Folder, target: Folder) -> None:
 class Scored:
     """A trained student's logits on the validation rows."""
 
-    def __init__(self, config: Config, trial: Run, source: ContextSource, user_vectors: np.ndarray):
+    def __init__(self, config: Config, trial: Run, source: ContextSource, vectors: dict[str, np.ndarray]):
         folder = trial.stage("train").local()
         self.config, self.source = config, source
         self.rows = pl.read_parquet(trial.stage("mix").path("valid.parquet"), columns=["row_id"])[
             "row_id"
         ].to_numpy()
-        self.users = user_vectors[self.rows]
+        self.users = np.asarray(vectors["user"][self.rows])
         self.clusters = Clusters.load(folder / "student" / "clusters.npz")
         self.logits = {
             name: np.load(folder / name / "valid_logits.npy") for name in (GLOBAL, *self.clusters.names)
@@ -150,12 +162,35 @@ class Scored:
         experts = json.loads((folder / "experts.json").read_bytes())
         self.published = {row["expert"] for row in experts if row["published"]}
 
-    def measure(self, *, gated: bool) -> dict[str, float]:
-        published = self.published if gated else set()
-        names, logits = gate_logits(self.users, self.clusters, published, self.config.serve.gate, self.logits)
+        self.share = config.student.direct
+        self.direct = direct_score(config, folder, vectors, self.rows) if self.share else None
+
+    def measure(self, row: str) -> dict[str, float]:
+        published = set() if row == EXPERTS else self.published
+        logits = {name: self.part(row, own) for name, own in self.logits.items()}
+        names, logits = gate_logits(self.users, self.clusters, published, self.config.serve.gate, logits)
         labels, users = self.source.labels[self.rows], self.source.users[self.rows]
         p = cross_fitted(names, logits, labels, users, self.config.seed)
         return metrics(self.source, self.rows, logits, p)
+
+    def part(self, row: str, logits: np.ndarray) -> np.ndarray:
+        """The part of the score that a row leaves."""
+        if row == LM:
+            return np.asarray(self.direct)
+        if row == DIRECT:
+            return (logits - self.share * np.asarray(self.direct)) / (1 - self.share)
+        return logits
+
+
+def direct_score(
+    config: Config, folder: Path, vectors: dict[str, np.ndarray], rows: np.ndarray
+) -> np.ndarray:
+    """What the direct part in a train stage's folder gives rows by itself, (n,)."""
+    projector = Projector(widths(config, vectors), 1, share=config.student.direct).eval()
+    begin(projector, folder)
+    read = {name: torch.from_numpy(np.asarray(vectors[name][rows])) for name in SOFT_NAMES}
+    with torch.no_grad():
+        return projector.score(torch.zeros(len(rows)), read).numpy() / config.student.direct
 
 
 def metrics(source: ContextSource, rows: np.ndarray, scores: np.ndarray, p: np.ndarray) -> dict[str, float]:

@@ -119,10 +119,10 @@ def build(phase: Phase, config: Config, folder: Path, tokenizer: Any, widths: Ma
     torch.manual_seed(config.seed)
     own = config.student
     projector = Projector(widths, lm.config.hidden_size, own.projector_dropout, own.direct)
-    maps = {key: value for key, value in projector.state_dict().items() if key.startswith(MAPS)}
-    begun = folder if phase.new_projector else folder / str(phase.source)
-    state = torch.load(begun / PROJECTOR, weights_only=True)
-    projector.load_state_dict(maps | state if phase.new_projector else state)
+    if phase.new_projector:
+        begin(projector, folder)
+    else:
+        projector.load_state_dict(torch.load(folder / str(phase.source) / PROJECTOR, weights_only=True))
     if projector.direct is not None:
         projector.direct.requires_grad_(False)
     if phase.warm:
@@ -177,6 +177,12 @@ def save_start(projector: Projector, folder: Path) -> None:
     scratch = folder / f".{PROJECTOR}.partial"
     torch.save(state, scratch)
     os.replace(scratch, folder / PROJECTOR)
+
+
+def begin(projector: Projector, folder: Path) -> None:
+    """Give a new projector what `save_start` wrote. Raises RuntimeError where that does not fit."""
+    maps = {key: value for key, value in projector.state_dict().items() if key.startswith(MAPS)}
+    projector.load_state_dict(maps | torch.load(folder / PROJECTOR, weights_only=True))
 
 
 def save(phase: Phase, student: Student, folder: Path) -> None:

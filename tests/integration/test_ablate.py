@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
-from pipelines.ablate import ROWS, ablate, markdown
+from pipelines.ablate import ROWS, Scored, ablate, markdown
+from pipelines.contexts import ContextSource
+from pipelines.rivals import load_vectors
 from ray_app.artifacts import Run
 from ray_app.config import overridden
 from ray_app.errors import ConfigError
+from ray_app.student.model import SOFT_NAMES, Projector
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.usefixtures("ray_session")]
 
@@ -25,7 +29,7 @@ def measured(trained_run, tmp_path_factory):
     shutil.copytree(trained_run.run.folder.root, root)
     run = Run(root)
     seeds = [trained_run.config.seed]
-    return run, ablate(trained_run.config, run, seeds, ["full", "soft-tokens", "experts"])
+    return run, ablate(trained_run.config, run, seeds, ["full", "soft-tokens", "experts", "direct", "lm"])
 
 
 def inode(run: Run, name: str) -> int:
@@ -36,7 +40,8 @@ def test_every_row_is_measured_beside_the_models_on_the_same_features(measured):
     run, table = measured
     assert table == run.stage("ablation").read_json("ablation.json")
     assert set(table["variants"]) == {
-        "student", "without experts", "without soft tokens", "trees", "logistic regression",
+        "student", "without experts", "without direct", "without lm", "without soft tokens",
+        "trees", "logistic regression",
     }  # fmt: skip
     for entry in table["variants"].values():
         assert 0 <= entry["auc"]["mean"] <= 1
@@ -69,13 +74,30 @@ def test_without_soft_tokens_no_sequence_has_one(measured):
     assert (full["soft_user"] >= 0).all()
 
 
+def test_the_parts_of_the_score_add_up_to_it(measured, trained_run):
+    run, _ = measured
+    config, vectors = trained_run.config, load_vectors(run)
+    scored = Scored(config, run, ContextSource(config, run), vectors)
+    total = scored.logits["global"]
+    lm, direct = scored.part("direct", total), scored.part("lm", total)
+    share = config.student.direct
+    np.testing.assert_allclose((1 - share) * lm + share * direct, total, atol=1e-5)
+    assert np.std(direct) > 0.05 and np.std(lm) > 0.01
+    state = torch.load(run.stage("train").path("global/projector.pt"))
+    projector = Projector.load(state, config.student.bootstrap.hidden)
+    read = {name: torch.from_numpy(vectors[name][scored.rows]) for name in SOFT_NAMES}
+    with torch.no_grad():
+        served = projector.eval().score(torch.from_numpy(lm), read)
+    np.testing.assert_allclose(served, total, atol=1e-5)
+
+
 def test_a_part_that_is_off_already_makes_no_row(measured, trained_run, capsys):
     run, before = measured
     seeds = [trained_run.config.seed]
     bare = overridden(trained_run.config, ["student.direct=0"])
     assert "without direct" not in ablate(bare, run, seeds, ["full", "direct"])["variants"]
-    assert "no row without direct: student.direct=0 is the configuration" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="--rows direct: the configuration has all of that off already"):
+    assert "no row without direct: the configuration has student.direct=0" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="all of --rows off already"):
         ablate(bare, run, seeds, ["direct"])
     run.stage("ablation").write_json("ablation.json", before)
 
@@ -83,5 +105,5 @@ def test_a_part_that_is_off_already_makes_no_row(measured, trained_run, capsys):
 def test_the_table_is_markdown(measured):
     lines = markdown(measured[1]).splitlines()
     assert lines[0].startswith("| | AUC | UAUC | UAUC null | NDCG@5 | MAP@5 | Snapshot | ECE |")
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 7
     assert set(ROWS) >= {"full", "soft-tokens", "text", "experts", "reasoning", "pairwise"}
