@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -206,8 +207,8 @@ def test_a_gpu_is_asked_for_exactly_where_one_is_used():
 
 # Predictions beside measured runs: MovieLens-100K, 2 CPU cores, version 0.1.0.
 
-MEASURED_DEFAULT_MINUTES = 15.8
-"""The pipeline with configs/local.yaml on an idle machine (README)."""
+MEASURED_DEFAULT_MINUTES = {"a fast machine": 14.6, "a slow machine": 29.0}
+"""The pipeline with configs/local.yaml without stage reflect, on two cores that did nothing else."""
 MEASURED = {
     # stage: CPU seconds, peak megabytes and bytes left of a run with configs/local.yaml, on a busy machine
     "swing": (67.0, 2110.7, 26_182_403),
@@ -240,10 +241,11 @@ MEASURED_TRAINING_CPU = 1549.8
 
 
 def test_the_default_run_takes_what_was_measured_within_a_factor_of_1_5():
-    """Without reflect, which that run did not have as it is now."""
+    """Of the geometric mean of two machines, of which one is twice as fast. Without reflect, which was not
+    measured on both."""
     stages = plan(config("local"), gpu=None).stages
     predicted = sum(stage.wall_s for stage in stages if stage.name != "reflect") / 60
-    assert 1 / 1.5 < predicted / MEASURED_DEFAULT_MINUTES < 1.5
+    assert 1 / 1.5 < predicted / geometric_mean(MEASURED_DEFAULT_MINUTES.values()) < 1.5
 
 
 RUNS = [("local", ML_100K, MEASURED), ("ml1m", ML_1M, MEASURED_ML1M)]
