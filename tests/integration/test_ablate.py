@@ -82,7 +82,7 @@ def test_the_parts_of_the_score_add_up_to_it(measured, trained_run):
     lm, direct = scored.part("direct", total), scored.part("lm", total)
     share = config.student.direct
     np.testing.assert_allclose((1 - share) * lm + share * direct, total, atol=1e-5)
-    assert np.std(direct) > 0.05 and np.std(lm) > 0.01
+    assert np.std(direct) > 0.05 and np.std(lm) > 1e-3
     state = torch.load(run.stage("train").path("global/projector.pt"))
     projector = Projector.load(state, config.student.bootstrap.hidden)
     read = {name: torch.from_numpy(vectors[name][scored.rows]) for name in SOFT_NAMES}
