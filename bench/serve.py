@@ -5,7 +5,8 @@
 *Bare* is the same student in this process given the same calls that a request leads to (decide, write, look
 again, decide without the evidence) and nothing else: no agents, no Ray, no HTTP. *Graph* is the whole service
 over HTTP. Both have as many CPU threads for the model, start anew and answer other users first, since an
-engine keeps prefixes and learns to guess: nothing that is measured was seen before. Single requests alternate
+engine keeps prefixes and learns to guess: nothing that is measured was seen before. The bare engine is one,
+whatever the number of replicas. Single requests alternate
 between the two, so that both see the same machine; at saturation each has `--at-once` requests at work.
 Overload is open-loop, at twice the graph's own throughput.
 """
@@ -82,6 +83,7 @@ def main() -> None:
     arguments.add_argument("--bundle", help="a bundle's folder with store.sqlite beside it, instead of a run")
     arguments.add_argument("--users", type=int, default=24)
     arguments.add_argument("--threads", type=int, help="of the model's arithmetic, in place of the config's")
+    arguments.add_argument("--replicas", type=int, help="of the reasoning agent, in place of the config's")
     arguments.add_argument("--at-once", type=int, default=8)
     arguments.add_argument("--seconds", type=float, default=60.0, help="of overload")
     arguments.add_argument("--json")
@@ -109,6 +111,9 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
     serve = bundle.config.serve
     if options.threads:
         serve = serve.model_copy(update={"reasoning_threads": options.threads})
+    if options.replicas:
+        count = {"reasoning_replicas": options.replicas, "reasoning_max_replicas": options.replicas}
+        serve = serve.model_copy(update=count)
     bundle = replace(bundle, config=bundle.config.model_copy(update={"serve": serve}))
     progress = Console(stderr=True)
     progress.log("the service starts")
@@ -151,6 +156,7 @@ def measure(bundle: Bundle, store: str, options: Any) -> dict[str, Any]:
         )
     return {
         "threads": serve.reasoning_threads,
+        "reasoning replicas": serve.reasoning_replicas,
         "bare engine, p50 ms": statistics.median(bare),
         "graph, p50 ms": statistics.median(graph),
         "graph over bare, p50 of differences ms": statistics.median(np.subtract(graph, bare).tolist()),

@@ -36,6 +36,9 @@ from ray_app.telemetry import ENGINE, Telemetry
 
 T = TypeVar("T")
 POLL_S = 0.05
+TRIES = 3
+"""A prompt is scored this often at most: once in a thousand requests under load, vLLM 0.32 gives one of a
+batch the log probabilities of other tokens than the two that it allows."""
 
 
 class VllmStudent:
@@ -114,12 +117,23 @@ class VllmStudent:
             detokenize=False,
             skip_clone=True,  # they are ours: a deep copy for each request takes a thirtieth of an answer
         )
-        outputs = await self._all([(r.prompt, r.vectors, r.adapter, params) for r in requests], "decide")
-        logits = np.zeros(len(requests), np.float32)
-        for at, output in enumerate(outputs):
-            found = output.outputs[0].logprobs[0]
-            logits[at] = found[self.yes].logprob - found[self.no].logprob
-        return self._with_direct(logits, requests)
+        logits, left = np.zeros(len(requests), np.float32), list(range(len(requests)))
+        for _ in range(TRIES):
+            jobs = [(one.prompt, one.vectors, one.adapter, params) for one in (requests[at] for at in left)]
+            unanswered = []
+            for at, output in zip(left, await self._all(jobs, "decide"), strict=True):
+                found = output.outputs[0].logprobs[0]
+                if self.yes in found and self.no in found:
+                    logits[at] = found[self.yes].logprob - found[self.no].logprob
+                else:
+                    unanswered.append(at)
+            left = unanswered
+            if not left:
+                return self._with_direct(logits, requests)
+        raise EngineError(
+            f"the student engine gave {len(left)} of {len(requests)} prompts neither Yes nor No, "
+            f"{TRIES} times"
+        )
 
     def _with_direct(self, logits: np.ndarray, requests: list[Scoring]) -> np.ndarray:
         import torch
