@@ -6,9 +6,9 @@
 again, decide without the evidence) and nothing else: no agents, no Ray, no HTTP. *Graph* is the whole service
 over HTTP. Both have as many CPU threads for the model, start anew and answer other users first, since an
 engine keeps prefixes and learns to guess: nothing that is measured was seen before. The bare engine is one,
-whatever the number of replicas. Single requests alternate
-between the two, so that both see the same machine; at saturation each has `--at-once` requests at work.
-Overload is open-loop, at twice the graph's own throughput.
+whatever the number of replicas. Single requests alternate between the two, so that both see the same machine;
+at saturation each has `--at-once` requests at work. Overload is open-loop, at twice the graph's own
+throughput.
 """
 
 from __future__ import annotations
