@@ -37,8 +37,8 @@ from ray_app.telemetry import ENGINE, Telemetry
 T = TypeVar("T")
 POLL_S = 0.05
 TRIES = 3
-"""A prompt is scored this often at most: under load, vLLM 0.32 has been seen to give one the log probabilities
-of other tokens than the two that it allows (once in about 30,000 prompts)."""
+"""A prompt is scored this often at most: under load vLLM 0.32 has given one, of some 100,000, the log
+probabilities of other tokens than the two that it allows."""
 
 
 class VllmStudent:
