@@ -107,11 +107,12 @@ class Ratings:
     def problem(self, row_id: int, entry: Evidence) -> str:
         """What an entry says that the table does not, seen from a row; empty if it is true."""
         user, target, moment = self._row[row_id]
-        if entry.kind in ("history", "neighbour") and self._titles.get(entry.item_id) != entry.title:
-            return f"{entry.id} is not called {entry.title!r}"
-        both = self._features.get(entry.item_id, set()) & self._features[target]
-        if entry.kind in ("history", "neighbour") and set(entry.shared) != both:
-            return f"{entry.id} shares {sorted(both)}, not {entry.shared}"
+        if entry.kind in ("history", "neighbour"):
+            if self._titles.get(entry.item_id) != entry.title:
+                return f"{entry.id} is not called {entry.title!r}"
+            both = self._features[entry.item_id] & self._features[target]
+            if set(entry.shared) != both:
+                return f"{entry.id} shares {sorted(both)}, not {entry.shared}"
         if entry.kind == "history":
             time, rating, label = self._rated.get((user, entry.item_id), (moment, 0.0, 0))
             if time >= moment:

@@ -161,9 +161,7 @@ class Scored:
         }
         experts = json.loads((folder / "experts.json").read_bytes())
         self.published = {row["expert"] for row in experts if row["published"]}
-
-        self.share = config.student.direct
-        self.direct = direct_score(config, folder, vectors, self.rows) if self.share else None
+        self.direct = direct_score(config, folder, vectors, self.rows) if config.student.direct else None
 
     def measure(self, row: str) -> dict[str, float]:
         published = set() if row == EXPERTS else self.published
@@ -178,7 +176,8 @@ class Scored:
         if row == LM:
             return np.asarray(self.direct)
         if row == DIRECT:
-            return (logits - self.share * np.asarray(self.direct)) / (1 - self.share)
+            share = self.config.student.direct
+            return (logits - share * np.asarray(self.direct)) / (1 - share)
         return logits
 
 
@@ -189,8 +188,9 @@ def direct_score(
     projector = Projector(widths(config, vectors), 1, share=config.student.direct).eval()
     begin(projector, folder)
     read = {name: torch.from_numpy(np.asarray(vectors[name][rows])) for name in SOFT_NAMES}
+    assert projector.direct is not None
     with torch.no_grad():
-        return projector.score(torch.zeros(len(rows)), read).numpy() / config.student.direct
+        return projector.direct(*projector.read(read)).numpy()
 
 
 def metrics(source: ContextSource, rows: np.ndarray, scores: np.ndarray, p: np.ndarray) -> dict[str, float]:
