@@ -46,11 +46,12 @@ VARIANTS: dict[str, list[str]] = {
     "full": [],
     "soft-tokens": ["prompt.soft_tokens=false", "student.direct=0"],
     "text": ["prompt.sections=[]", "prompt.titles=false", "prompt.marks=false"],
-    "reasoning": ["train.loss_reason={answer: 0, text: 0}"],
+    "reasoning": ["train.loss_reason={answer: 0, text: 0}", "student.bootstrap.language_epochs=0.001"],
     "pairwise": ["train.pair_weight=0"],
 }
 """Name -> overrides. Without reasoning, its rows stay in the batches and weigh nothing, so that every row
-of the table sees the same Yes/No rows in the same number of steps."""
+of the table sees the same Yes/No rows in the same number of steps; a base made here has no phase of language
+then, in which nothing but the decay of its weights would be left."""
 EXPERTS, DIRECT, LM = "experts", "direct", "lm"
 """Rows that are read off the full student and need no training of their own: every user gets the global
 adapter, the LM decides alone (its losses do not see the direct part), the direct part decides alone."""

@@ -64,7 +64,10 @@ def environment(root: Path) -> dict[str, str]:
         # Every model comes from the run folder: a hub look-up would only be a slow failure.
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # vLLM would otherwise pin each of its engines to the same first core,
+        # Intel's OpenMP would otherwise bind to the first core what is forked once torch is imported: all of
+        # a Ray that a script starts,
+        "KMP_AFFINITY": "none",
+        # vLLM would pin each of its engines to it,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # and an engine inside an actor needs no further process: 4 s to start instead of 50.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -174,8 +174,10 @@ class VllmStudent:
     async def healthy(self) -> None:
         from vllm import SamplingParams
 
+        # Greedy, as all that runs beside it: a request that is sampled at random would change the others'.
+        params = SamplingParams(temperature=0, max_tokens=1)
         vectors = {name: np.zeros(size, np.float32) for name, size in self.widths.items()}
-        await self._all([("User:", vectors, min(self._adapters), SamplingParams(max_tokens=1))])
+        await self._all([("User:", vectors, min(self._adapters), params)])
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `score(...)` or `write(...)` from code without an event loop."""

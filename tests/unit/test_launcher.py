@@ -90,6 +90,18 @@ def test_env_runs_a_command_in_the_environment():
     assert result.stdout.strip() == "nobind"
 
 
+def test_what_is_forked_after_torch_was_imported_has_all_cores():
+    mask = "os.sched_getaffinity(0)"
+    code = f"import os, subprocess, sys, torch; subprocess.run([sys.executable, '-c', 'import os; print({mask})'],"
+    code += f" preexec_fn=lambda: None, check=True); print({mask}, flush=True)"
+    words = [sys.executable, "-m", "pipelines.env", sys.executable, "-c", code]
+    # scikit-learn, once imported here, sets a variable that hides it.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
+    result = subprocess.run(words, cwd=REPO, env=clean, capture_output=True, text=True, check=True)
+    forked, own = result.stdout.splitlines()
+    assert forked == own
+
+
 # The token
 
 
