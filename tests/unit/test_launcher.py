@@ -91,9 +91,9 @@ def test_env_runs_a_command_in_the_environment():
 
 
 def test_what_is_forked_after_torch_was_imported_has_all_cores():
-    mask = "os.sched_getaffinity(0)"
-    code = f"import os, subprocess, sys, torch; subprocess.run([sys.executable, '-c', 'import os; print({mask})'],"
-    code += f" preexec_fn=lambda: None, check=True); print({mask}, flush=True)"
+    mask = "import os; print(os.sched_getaffinity(0), flush=True)"
+    code = f"import subprocess, sys, torch; words = [sys.executable, '-c', '{mask}']"
+    code += f"; subprocess.run(words, preexec_fn=lambda: None, check=True); {mask}"
     words = [sys.executable, "-m", "pipelines.env", sys.executable, "-c", code]
     # scikit-learn, once imported here, sets a variable that hides it.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
