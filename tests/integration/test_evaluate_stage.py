@@ -122,7 +122,7 @@ def test_guesses_change_no_text_and_no_score_beside_it(finished, bundle, student
             await student.healthy()
         return await writing
 
-    # A health check that was sampled at random spoilt texts beside it in six of ten such rounds.
+    # A health check that was sampled at random spoilt texts beside it in seven of ten such rounds.
     for _ in range(5):
         assert student.run(watched()) == guessed
 
