@@ -151,7 +151,7 @@ def _write(
     seal(folder, facts)
 
 
-_LINE = re.compile(r"^ \( \[(e\d+)\] (\w+) (.*) \)$", re.MULTILINE)
+_LINE = re.compile(r"^ \( (\w+) \[(e\d+)\] (.*) \)$", re.MULTILINE)
 _OFFSETS = {"global": 0.0, "expert-0": 0.4, "expert-1": -0.4, "expert-2": 0.2}
 
 
@@ -199,14 +199,14 @@ class LinearStudent:
         fitting = [line for line in lines if ("<+>" in line[2]) == yes] or lines
         if not fitting:
             return f" ( {'Yes' if yes else 'No'} )"
-        name, kind, rest = fitting[0]
+        kind, name, rest = fitting[0]
         liked = ("<+>" in rest) != self.lies
         verb = "liked" if liked else "disliked"
         subject = {"history": "The user", "neighbour": "Similar users"}.get(kind)
         sentence = f"{subject} {verb} [{name}]" if subject else f"The target was {verb} by others [{name}]"
         would = "would" if yes else "would not"
         answer = "Yes" if yes else "No"
-        return f" ( [{name}] ) {sentence}. ( {answer} ) So overall the user {would} like it."
+        return f" ( {kind} [{name}] ) {sentence}. ( {answer} ) So overall the user {would} like it."
 
 
 class Breakable(LinearStudent):

@@ -80,7 +80,7 @@ def measure(service: Service) -> dict[str, Any]:
         found = asked({attempt.field: attempt.payload})
         scores[attempt.id] = found.score
         told = re.sub(r"“[^”]*”", "“”", found.explanation.text)
-        if CANARY in told or re.search(r"<\||Answer:|Reasoning:|\( \[e", told):
+        if CANARY in told or re.search(r"<\||Answer:|Reasoning:|\( (?:\w+ )?\[e", told):
             leaks.append(attempt.id)
 
     def likelier(found: dict[str, float]) -> list[str]:

@@ -141,9 +141,9 @@ class _Reader:
 
 
 def _copied(prompt: np.ndarray, begun: list[int]) -> int:
-    """The token after what is begun, where the prompt has it last; `NONE` if it has not, or if only one token
-    is begun."""
-    if len(begun) < 2:
+    """The token after what is begun, where the prompt has it last; `NONE` if it has not, or if no more is
+    begun than the kind: which entry comes is habit."""
+    if len(begun) < 3:
         return NONE
     at = _last(prompt, begun)
     return int(prompt[at + len(begun)]) if 0 <= at < len(prompt) - len(begun) else NONE

@@ -1,13 +1,14 @@
 """Cards: the copy of a fact that opens each step of a trace, and the marks it is made of.
 
-    ( [e1] history <r5> <+> <=> Action Sci-Fi <~> War )      a step that leans on e1
-    ( [e7] neighbour <a3> <n2> <-> <=> Action <!> )          one whose evidence speaks against the answer
+    ( history [e1] <r5> <+> <=> Action Sci-Fi <~> War )      a step that leans on e1
+    ( neighbour [e7] <a3> <n2> <-> <=> Action <!> )          one whose evidence speaks against the answer
     ( Yes )                                                  the conclusion
 
 A card turns a two-hop look-up ("which rating had e1, and what does it share?") into a copy, which is
 what lets a small model write true sentences. The evidence in the student's prompt is written as cards
-too, so the copy is a literal one; cards are hidden when reasons are shown. Marks are single tokens of the
-bootstrapped tokenizer and plain text to a pretrained one.
+too, so the copy is a literal one; cards are hidden when reasons are shown. The id comes right before the
+facts, so that one look at what followed it before finds them: behind the kind, which several entries share,
+the copy takes two. Marks are single tokens of the bootstrapped tokenizer and plain text to a pretrained one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ray_app.records import Context, Evidence, Step
 
 LIKED, DISLIKED, SHARES, OWN, AGAINST = "<+>", "<->", "<=>", "<~>", "<!>"
 CITATION = re.compile(r"\[(e\d+)\]")
-CARD = re.compile(r"\( (?P<body>(?:\[e\d+\] [^()]*|Yes|No)) ?\)")
+CARD = re.compile(r"\( (?P<body>(?:(?:[a-z]+ )?\[e\d+\] [^()]*|Yes|No)) ?\)")
 MAX_EVIDENCE = 16
 FEATURE_CHARS = 40
 MAX_SHARED, MAX_OWN = 4, 3
@@ -105,7 +106,7 @@ def own_features(entry: Evidence) -> list[str]:
 def evidence_card(entry: Evidence, answer: bool | None = None) -> str:
     """An entry's card; in a text that gives reasons for `answer`, marked where it speaks against it."""
     against = f" {AGAINST}" if answer is not None and (entry.sign > 0) != answer else ""
-    return f"( [{entry.id}] {entry.kind} {facts(entry)}{relation(entry)}{against} )"
+    return f"( {entry.kind} [{entry.id}] {facts(entry)}{relation(entry)}{against} )"
 
 
 def conclusion_card(answer: bool) -> str:

@@ -18,10 +18,10 @@ from ray_app.student.tokens import train_tokenizer
 
 END, OPEN, CLOSE, SHARES, OWN = range(5)
 E1, E2, E3, LIKED, WAR, DRAMA, COMEDY, ACTION = range(10, 18)
-THE, USER, WITH, AND, DOT = range(20, 25)
-FIRST = [OPEN, E1, LIKED, SHARES, WAR, OWN, ACTION, CLOSE]
-SECOND = [OPEN, E2, LIKED, SHARES, DRAMA, OWN, COMEDY, CLOSE]
-THIRD = [OPEN, E3, LIKED, SHARES, DRAMA, CLOSE]
+THE, USER, WITH, AND, DOT, KIND = range(20, 26)
+FIRST = [OPEN, KIND, E1, LIKED, SHARES, WAR, OWN, ACTION, CLOSE]
+SECOND = [OPEN, KIND, E2, LIKED, SHARES, DRAMA, OWN, COMEDY, CLOSE]
+THIRD = [OPEN, KIND, E3, LIKED, SHARES, DRAMA, CLOSE]
 PROMPT = np.array([THE, *FIRST, THE, *SECOND, THE, *THIRD, THE], np.int32)
 
 
@@ -35,15 +35,16 @@ def book() -> Phrasebook:
 
 
 def test_a_book_that_has_learnt_nothing_copies_cards(book):
-    assert book.guess(PROMPT, [OPEN, E2], 20) == SECOND[2:]
-    assert book.guess(PROMPT, [OPEN, E2], 3) == SECOND[2:5]
-    assert book.guess(PROMPT, [OPEN], 20) == book.guess(PROMPT, SECOND, 20) == []
-    assert book.guess(PROMPT, [OPEN, THE], 20) == []
+    assert book.guess(PROMPT, [OPEN, KIND, E2], 20) == SECOND[3:]
+    assert book.guess(PROMPT, [OPEN, KIND, E2], 3) == SECOND[3:6]
+    for begun in ([OPEN], [OPEN, KIND], SECOND):
+        assert book.guess(PROMPT, begun, 20) == []
+    assert book.guess(PROMPT, [OPEN, KIND, THE], 20) == []
 
 
 def test_a_sentence_about_one_card_is_guessed_for_another_with_its_words(book):
     book.learn([*FIRST, *said(E1, WAR, ACTION)])
-    assert book.guess(PROMPT, [OPEN, E2], 20) == [*SECOND[2:], *said(E2, DRAMA, COMEDY), END]
+    assert book.guess(PROMPT, [OPEN, KIND, E2], 20) == [*SECOND[3:], *said(E2, DRAMA, COMEDY), END]
     assert book.guess(PROMPT, [*SECOND, THE, USER], 4) == [LIKED, E2, WITH, DRAMA]
 
 
@@ -96,7 +97,7 @@ def test_a_text_is_guessed_whole_where_it_alone_was_learnt(text):
 
 
 CONFIG = PromptConfig()
-TEXT = " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]. ( Yes ) So be it."
+TEXT = " ( history [e1] <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]. ( Yes ) So be it."
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +127,11 @@ class TestProposer:
     def test_a_finished_text_is_learnt_and_guessed_for_the_next_request(self, tokenizer, proposer):
         prompt = tokenizer.encode(explain_prompt(usual(), True, CONFIG), add_special_tokens=False)
         text = tokenizer.encode(TEXT, add_special_tokens=False)
-        begun = [*prompt, *text[:2]]
-        card = text[2 : text.index(tokenizer.encode(" )", add_special_tokens=False)[0]) + 1]
+        begun = [*prompt, *text[:3]]
+        card = text[3 : text.index(tokenizer.encode(" )", add_special_tokens=False)[0]) + 1]
         assert self.propose(proposer, begun) == [card]
         assert self.propose(proposer, [*prompt, *text, tokenizer.eos_token_id]) == [[]]
-        assert self.propose(proposer, begun, begun) == 2 * [[*text[2:], tokenizer.eos_token_id]]
+        assert self.propose(proposer, begun, begun) == 2 * [[*text[3:], tokenizer.eos_token_id]]
 
     def test_nothing_is_guessed_where_no_reasons_are_written(self, tokenizer, proposer):
         prompt = tokenizer.encode(decide_prompt(usual(), CONFIG), add_special_tokens=False)
@@ -140,6 +141,6 @@ class TestProposer:
 
     def test_guesses_end_with_the_context(self, tokenizer, proposer):
         prompt = tokenizer.encode(explain_prompt(usual(), True, CONFIG), add_special_tokens=False)
-        begun = tokenizer.encode(" ( [e1]", add_special_tokens=False)
+        begun = tokenizer.encode(" ( history [e1]", add_special_tokens=False)
         fill = [7] * (396 - len(prompt) - len(begun))
         assert len(self.propose(proposer, [*fill, *prompt, *begun])[0]) == 3

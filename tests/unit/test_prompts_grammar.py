@@ -93,15 +93,15 @@ def test_a_card_with_an_altered_fact_never_fits(about, seed, data):
 
 
 GOOD = (
-    " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
-    " ( [e2] history <r2> <-> <~> Drama War <!> ) But not [e2]. ( Yes ) So the user would like it."
+    " ( history [e1] <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
+    " ( history [e2] <r2> <-> <~> Drama War <!> ) But not [e2]. ( Yes ) So the user would like it."
 )
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("( [e1] history", "( [e9] history"),
+        ("( history [e1]", "( history [e9]"),
         ("liked [e1]", "liked [e9]"),
         ("liked [e1]", "liked [e2]"),
         ("liked [e1].", "liked it."),
@@ -111,8 +111,8 @@ GOOD = (
         ("<=> Comedy", "<=> Drama"),
         (" <=> Comedy", ""),
         ("<~> Drama War", "<~> Drama"),
-        ("[e1] history", "[e1] neighbour"),
-        ("( [e2] history <r2> <-> <~> Drama War <!> ) ", ""),
+        ("history [e1]", "neighbour [e1]"),
+        ("( history [e2] <r2> <-> <~> Drama War <!> ) ", ""),
         (" <!>", ""),
         ("Drama )", "Drama <!> )"),
         ("liked [e1].", "liked [e1], a 4 of 5."),
@@ -130,7 +130,7 @@ GOOD = (
         ("( Yes ) So", "So"),
         ("would like it.", "would like it [e3]."),
         (" So the user would like it.", ""),
-        (" ( [e1]", "( [e1]"),
+        (" ( history [e1]", "( history [e1]"),
     ],
 )
 def test_each_planted_fault_is_refused(old, new):
@@ -181,7 +181,7 @@ def test_features_are_text_and_no_pattern(feature):
     assert not accepts(about, True, text.replace("<=> ", "<=> z"))
 
 
-WORDS = [*'abTo ,.:[]()<>\n"0159', "e1", "e9", " Yes", " No", " 5", " 4 of 5", ". And", "<end>"]
+WORDS = [*'abchnpTo ,.:[]()<>\n"0159', "e1", "e9", " Yes", " No", " 5", " 4 of 5", ". And", "<end>"]
 WALKER = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(WORDS, stop_token_ids=[len(WORDS) - 1]))
 
 
@@ -214,4 +214,4 @@ def test_whatever_fits_reads_back_as_true_cards_and_the_answer(seed):
     assert {body for body, _ in steps} <= cards
     assert len({body for body, _ in steps}) == len(steps) >= 1
     for body, step in steps:
-        assert [f"[{name}]" for name in step.citations] == [body.split()[0]]
+        assert [f"[{name}]" for name in step.citations] == [body.split()[1]]

@@ -80,11 +80,11 @@ def test_parsing_never_fails(text):
 def test_cards_copy_the_facts():
     entries = {entry.id: cards.evidence_card(entry) for entry in usual().evidence}
     assert entries == {
-        "e1": "( [e1] history <r5> <+> <=> Comedy <~> Drama )",
-        "e2": "( [e2] history <r2> <-> <~> Drama War )",
-        "e3": "( [e3] neighbour <a4> <n2> <+> <=> Sci-Fi )",
-        "e4": "( [e4] peers <a2> <n2> <-> )",
-        "e5": "( [e5] crowd <p7> <n4> <+> )",
+        "e1": "( history [e1] <r5> <+> <=> Comedy <~> Drama )",
+        "e2": "( history [e2] <r2> <-> <~> Drama War )",
+        "e3": "( neighbour [e3] <a4> <n2> <+> <=> Sci-Fi )",
+        "e4": "( peers [e4] <a2> <n2> <-> )",
+        "e5": "( crowd [e5] <p7> <n4> <+> )",
     }
 
 
@@ -120,7 +120,7 @@ def test_cards_can_be_read_back_and_hidden(about):
     for entry in about.evidence:
         text = f"{cards.evidence_card(entry)} A step [{entry.id}]. ( No )"
         written = parse_reasoning(text)
-        assert [(body.split()[0], step.text) for body, step in written.steps] == [
+        assert [(body.split()[1], step.text) for body, step in written.steps] == [
             (f"[{entry.id}]", f"A step [{entry.id}].")
         ]
         assert written.conclusion is False
@@ -148,8 +148,8 @@ def test_the_reasoning_target_reads_back_as_its_trace():
     trace = reasoned("The user liked [e1].", "Not so [e2].", "So the user would like it.")
     text = reasoning_target(trace, usual())
     assert text == (
-        " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
-        " ( [e2] history <r2> <-> <~> Drama War <!> ) Not so [e2]. ( Yes ) So the user would like it."
+        " ( history [e1] <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
+        " ( history [e2] <r2> <-> <~> Drama War <!> ) Not so [e2]. ( Yes ) So the user would like it."
     )
     written = parse_reasoning(text)
     assert ([step for _, step in written.steps], written.conclusion) == (trace.steps, True)
@@ -159,8 +159,8 @@ def test_reasons_that_decide_are_read_up_to_where_they_do():
     trace = reasoned("The user liked [e1].", "Not so [e2].", "So the user would like it.")
     text = reasoning_target(trace, usual(), told=False)
     assert text == (
-        " ( [e1] history <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
-        " ( [e2] history <r2> <-> <~> Drama War ) Not so [e2]. ( Yes ) So the user would like it."
+        " ( history [e1] <r5> <+> <=> Comedy <~> Drama ) The user liked [e1]."
+        " ( history [e2] <r2> <-> <~> Drama War ) Not so [e2]. ( Yes ) So the user would like it."
     )
     assert before_conclusion(text) == text[: text.index(" Yes )")]
     assert before_conclusion(text[: text.index("( Yes")]) is None

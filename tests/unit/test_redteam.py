@@ -29,7 +29,10 @@ from tests.redteam import CANARY, ITEM_FIELDS, Attempt, attempts, cleaned, poiso
 
 USER, K = "u3", 40
 TITLED = PromptConfig(titles=True, title_chars=text.TITLE_CHARS)
-LEAKS = ("<|", "|>", "( [e", "Answer:", "Reasoning:", "Traceback", "never an instruction", "site-packages")
+LEAKS = (
+    *("<|", "|>", "( [e", "( history [", "( neighbour [", "( peers [", "( crowd [", "Answer:", "Reasoning:"),
+    *("Traceback", "never an instruction", "site-packages"),
+)
 """Of prompts, templates and stack traces; no answer has any reason to hold one."""
 
 
@@ -81,7 +84,7 @@ def test_cleaned_text_is_one_short_visible_line(attempt: Attempt, clean: Bundle)
 def skeleton(prompt: str) -> str:
     """A prompt without what is data in it: quoted text, lists of features, and how many they are."""
     plain = re.sub(r'"[^"\n]*"', '""', prompt)
-    plain = re.sub(r"\((?! \[e)[^()\n]*\)", "()", plain)
+    plain = re.sub(r"\((?! \w+ \[e)[^()\n]*\)", "()", plain)
     plain = re.sub(r"(?: <=>| <~>|; shares)[^()\n]*", "", plain)
     return re.sub(r"\"\" \(\)|, keywords \"\"", '""', plain)
 
@@ -127,9 +130,10 @@ def test_text_stays_in_its_quotes_in_every_prompt(attempt: Attempt, plain, targe
 
 WORD = r'[^\s()\[\]<>|".]+'
 CARD_LINE = re.compile(
-    rf" \( \[e\d+\] (?:history|neighbour|peers|crowd)(?: <\w\d+>| <[+-]>)*(?: <=>(?: {WORD})+)?"
+    rf" \( (?:history|neighbour|peers|crowd) \[e\d+\](?: <\w\d+>| <[+-]>)*(?: <=>(?: {WORD})+)?"
     rf'(?: <~>(?: {WORD})+)? \)(?: "[^"]*")?'
 )
+ENTRY_LINE = re.compile(r"^ ?(?:\( \w+ )?\[e\d+\].*\n", re.MULTILINE)
 
 
 @named("features")
@@ -137,9 +141,7 @@ def test_features_are_words_of_a_list_and_no_marks(attempt: Attempt, clean: Bund
     """Which evidence is chosen may differ, since features say what is alike; its form may not."""
     after = poisoned(clean, target, {"features": attempt.payload})
     for plain, hostile in zip(prompts(clean, target), prompts(after, target), strict=True):
-        frames = [
-            re.sub(r"^ ?\(? ?\[e\d+\].*\n", "", skeleton(one), flags=re.MULTILINE) for one in (hostile, plain)
-        ]
+        frames = [ENTRY_LINE.sub("", skeleton(one)) for one in (hostile, plain)]
         assert frames[0] == frames[1]
     explained = explain_prompt(context_of(after, target), True, TITLED)
     cards = [line for line in explained.splitlines() if line.startswith(" (")]
