@@ -16,12 +16,15 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
+from typing import get_args
 
 from ray_app.records import Context, Evidence, Step
 
 LIKED, DISLIKED, SHARES, OWN, AGAINST = "<+>", "<->", "<=>", "<~>", "<!>"
 CITATION = re.compile(r"\[(e\d+)\]")
-CARD = re.compile(r"\( (?P<body>(?:(?:[a-z]+ )?\[e\d+\] [^()]*|Yes|No)) ?\)")
+KINDS: tuple[str, ...] = get_args(Evidence.model_fields["kind"].annotation)
+CARD = re.compile(rf"\( (?P<body>(?:(?:(?:{'|'.join(KINDS)}) )?\[e\d+\] [^()]*|Yes|No)) ?\)")
+"""The kind may be missing in what a student writes freely; any other word there makes it a remark."""
 MAX_EVIDENCE = 16
 FEATURE_CHARS = 40
 MAX_SHARED, MAX_OWN = 4, 3

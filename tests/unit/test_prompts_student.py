@@ -127,6 +127,14 @@ def test_cards_can_be_read_back_and_hidden(about):
         assert cards.hide(text) == f"A step [{entry.id}]."
 
 
+def test_a_remark_that_cites_is_no_card():
+    """Hidden, what it claims would be read by no check."""
+    text = "The user liked [e1] ( as [e2] was disliked )."
+    assert cards.hide(text) == text
+    assert cards.hide("( history [e1] <r5> <+> ) Liked [e1].") == "Liked [e1]."
+    assert cards.hide("( [e1] <r5> <+> ) Liked [e1].") == "Liked [e1]."
+
+
 def reasoned(*steps: str) -> Trace:
     return Trace(
         row_id=1,
