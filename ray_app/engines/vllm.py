@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_app.config import EngineConfig
 from ray_app.engines.interface import Generation, GenerationRequest
-from ray_app.engines.vllm_setup import prepare, whole_prompts
+from ray_app.engines.vllm_setup import cpu_arguments, prepare
 from ray_app.errors import EngineError
 
 
@@ -33,7 +33,7 @@ class VllmEngine:
         try:
             from vllm import LLM
 
-            self._llm = LLM(**engine_arguments(config), **whole_prompts(config))
+            self._llm = LLM(**engine_arguments(config), **cpu_arguments(config))
         except Exception as error:
             # vLLM raises whatever its parts raise (OSError, ValueError, RuntimeError, pydantic's): all fatal.
             reason = " ".join(str(error).split())[:300]

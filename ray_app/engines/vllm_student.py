@@ -28,7 +28,7 @@ from ray_app.config import EngineConfig
 from ray_app.engines.phrasebook import Proposer
 from ray_app.engines.student import Scoring, Writing
 from ray_app.engines.vllm_lora import multiply_by_adapter
-from ray_app.engines.vllm_setup import prepare, whole_prompts
+from ray_app.engines.vllm_setup import cpu_arguments, prepare
 from ray_app.errors import EngineError, PromptTooLongError
 from ray_app.student.adapters import check_adapters, readable
 from ray_app.student.tokens import answer_ids, encode
@@ -92,7 +92,7 @@ class VllmStudent:
                 disable_log_stats=True,
                 **device,
                 **speculation(config),
-                **whole_prompts(config),
+                **cpu_arguments(config),
             )
         )
         self._telemetry = Telemetry()

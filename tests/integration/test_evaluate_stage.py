@@ -84,6 +84,32 @@ def test_the_engine_scores_what_training_scored(finished, bundle, student):
         assert student.run(student.score(requests)) == pytest.approx(trained, abs=2e-4)
 
 
+def test_what_prompts_have_in_common_is_computed_once_and_never_lent_to_another_user(finished, student):
+    """Two users with the same words in their prompts and other vectors, asked about four items each."""
+    encode = finished[1].stage("encode").local()
+    vectors = {name: np.load(encode / f"{name}.npy") for name in ("user", "item", "pair")}
+    users = [vectors["user"][0], vectors["user"][-1]]
+    assert np.ptp(np.stack(users), axis=0).max() > 0.1
+    history = "".join(f" [h{place}] <r4> <+> ( Drama )\n" for place in range(1, 9))
+    words = f"User: <|user|> <p6> <n4>\nHistory:\n{history}Target: <|item|> <|pair|> <p4> <n5>\nAnswer:"
+    requests = [
+        Scoring(words, {"user": user, "item": vectors["item"][at], "pair": vectors["pair"][at]}, "global")
+        for at in range(4)
+        for user in users
+    ]
+    alone = []
+    for request in requests:
+        student._engine.reset_prefix_cache()
+        alone.append(student.run(student.score([request]))[0])
+    student._engine.reset_prefix_cache()
+    with patch.object(student._telemetry, "add", wraps=student._telemetry.add) as counted:
+        assert student.run(student.score(requests)) == pytest.approx(alone, abs=1e-4)
+    tokens = {call.kwargs["kind"]: call.args[1] for call in counted.mock_calls if "kind" in call.kwargs}
+    common = len(student.tokenizer(words[: words.index("<|item|>")]).input_ids) // 32 * 32
+    assert tokens["cached"] == 6 * common > 0, "all but each user's first prompt find its beginning"
+    assert len({round(float(logit), 3) for logit in alone}) == len(alone), "the vectors count"
+
+
 def test_guesses_change_no_text_and_no_score_beside_it(finished, bundle, student):
     config, run = finished
     valid = pl.read_parquet(run.stage("mix").path("valid.parquet"))
