@@ -71,10 +71,28 @@ def test_two_different_verdicts_are_none_and_no_steps_is_a_problem():
     assert parse_answer("Answer: Yes\nIt is good.").problem == "no reasoning"
 
 
-@given(st.text(max_size=200))
-def test_parsing_never_fails(text):
-    parse_answer(text)
-    parse_reasoning(text)
+PIECES = (
+    "Answer: Yes\n",
+    "Answer: No\n",
+    "Reasoning:\n",
+    "1. ",
+    "[e1]",
+    "( Yes )",
+    "( No )",
+    "( crowd [e2] <p7> )",
+)
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=20), max_size=12).map("".join))
+def test_parsing_never_fails_and_invents_nothing(text):
+    parsed, written = parse_answer(text), parse_reasoning(text)
+    assert (parsed.problem == "") == (parsed.verdict is not None and bool(parsed.steps))
+    assert parsed.verdict is None or f"Answer: {'Yes' if parsed.verdict else 'No'}" in text
+    assert written.conclusion is None or f"( {'Yes' if written.conclusion else 'No'}" in text
+    assert all(card in text for card, _ in written.steps)
+    for step in [*parsed.steps, *(step for _, step in written.steps)]:
+        assert step.text and len(step.citations) == len(set(step.citations))
+        assert all(f"[{citation}]" in text for citation in step.citations)
 
 
 def test_cards_copy_the_facts():

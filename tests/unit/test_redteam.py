@@ -19,7 +19,6 @@ from ray_app.bundle import Bundle
 from ray_app.config import PromptConfig
 from ray_app.data import text
 from ray_app.data.store import Store
-from ray_app.prompts.cards import KINDS
 from ray_app.prompts.student import decide_prompt, explain_prompt
 from ray_app.prompts.teacher import TEMPLATES, teacher_prompt
 from ray_app.records import Context, Recommendation
@@ -31,7 +30,7 @@ from tests.redteam import CANARY, ITEM_FIELDS, Attempt, attempts, cleaned, poiso
 USER, K = "u3", 40
 TITLED = PromptConfig(titles=True, title_chars=text.TITLE_CHARS)
 LEAKS = (
-    *("<|", "|>", "( [e", *(f"( {kind} [" for kind in KINDS), "Answer:", "Reasoning:"),
+    *("<|", "|>", "( [e", "( history [", "( neighbour [", "( peers [", "( crowd [", "Answer:", "Reasoning:"),
     *("Traceback", "never an instruction", "site-packages"),
 )
 """Of prompts, templates and stack traces; no answer has any reason to hold one."""
@@ -131,7 +130,7 @@ def test_text_stays_in_its_quotes_in_every_prompt(attempt: Attempt, plain, targe
 
 WORD = r'[^\s()\[\]<>|".]+'
 CARD_LINE = re.compile(
-    rf" \( (?:{'|'.join(KINDS)}) \[e\d+\](?: <\w\d+>| <[+-]>)*(?: <=>(?: {WORD})+)?"
+    rf" \( (?:history|neighbour|peers|crowd) \[e\d+\](?: <\w\d+>| <[+-]>)*(?: <=>(?: {WORD})+)?"
     rf'(?: <~>(?: {WORD})+)? \)(?: "[^"]*")?'
 )
 ENTRY_LINE = re.compile(r"^ ?(?:\( \w+ )?\[e\d+\].*\n", re.MULTILINE)
